@@ -1,0 +1,5 @@
+"""LLM backbones."""
+
+from mmjax.backbones.decoder import DecoderConfig
+
+BackboneConfig = DecoderConfig

@@ -1,0 +1,102 @@
+"""Multi-head attention with grouped key/value heads, rotary positions and an explicit cache."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mmjax.distributed.rules import constrain
+from mmjax.nn.linear import Linear
+from mmjax.nn.lora import LoRAConfig
+from mmjax.nn.rotary import rotate
+
+# One layer's cache: keys and values, each [B, K, S, C], head-major so that decoding reads each head's
+# keys in one run of memory.
+LayerCache = tuple[jax.Array, jax.Array]
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """softmax(q k / sqrt(C)) v with grouped heads; the softmax is in float32.
+
+    Args:
+        q: [B, T, H, C].
+        k, v: [B, K, S, C] with H a multiple of K.
+        mask: bool, broadcastable to [B, T, S]; False is not seen. A row that sees nothing gets the mean of v.
+
+    Returns:
+        [B, T, H, C] in q's dtype.
+    """
+    batch, length, heads, width = q.shape
+    groups = k.shape[1]
+    q = q.reshape(batch, length, groups, heads // groups, width)
+    logits = jnp.einsum("btkgc,bksc->bkgts", q, k, preferred_element_type=jnp.float32) / math.sqrt(width)
+    if mask is not None:
+        logits = jnp.where(mask[:, None, None], logits, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    return jnp.einsum("bkgts,bksc->btkgc", weights, v).reshape(batch, length, heads, width)
+
+
+class Attention(nn.Module):
+    """Self-attention, or cross-attention when `source` is given.
+
+    Parameters q [D, H, C], k and v [D, K, C], o [H, C, D], with biases where asked.
+
+    Attributes:
+        width, num_heads, num_kv_heads, head_dim: D, H, K, C.
+        qkv_bias, out_bias: biases on q, k, v and on o.
+        lora: LoRA config of the block, or None.
+        dtype: compute dtype.
+    """
+
+    width: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    qkv_bias: bool = False
+    out_bias: bool = False
+    lora: LoRAConfig | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        def linear(name, features, axes, in_dims, bias):
+            lora = self.lora.at(name) if self.lora else None
+            return Linear(features, axes, in_dims=in_dims, use_bias=bias, lora=lora, dtype=self.dtype)
+
+        kv = (self.num_kv_heads, self.head_dim)
+        self.q = linear("q", (self.num_heads, self.head_dim), ("embed", "heads", "head_dim"), 1, self.qkv_bias)
+        self.k = linear("k", kv, ("embed", "kv_heads", "head_dim"), 1, self.qkv_bias)
+        self.v = linear("v", kv, ("embed", "kv_heads", "head_dim"), 1, self.qkv_bias)
+        self.o = linear("o", (self.width,), ("heads", "head_dim", "embed"), 2, self.out_bias)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: jax.Array | None = None,
+        rotation: tuple[jax.Array, jax.Array] | None = None,
+        cache: LayerCache | None = None,
+        cache_index: jax.Array | int = 0,
+        source: jax.Array | None = None,
+    ) -> tuple[jax.Array, LayerCache | None]:
+        """x [B, T, D] -> ([B, T, D], the updated cache).
+
+        With a cache, the T new keys are written at `cache_index`. They are then attended to alone when the
+        mask is [B, T, T] (a prefill from an empty cache), or together with the whole cache when it is
+        [B, T, S].
+        """
+        source = x if source is None else source
+        q, k, v = self.q(x), self.k(source), self.v(source)
+        if rotation is not None:
+            q, k = rotate(q, *rotation), rotate(k, *rotation)
+        q = constrain(q, "batch", "length", "act_heads", None)
+        k = constrain(k.swapaxes(1, 2), "batch", "act_kv_heads", None, None)
+        v = constrain(v.swapaxes(1, 2), "batch", "act_kv_heads", None, None)
+        if cache is not None:
+            at = (0, 0, cache_index, 0)
+            cache = tuple(
+                jax.lax.dynamic_update_slice(old, new.astype(old.dtype), at)
+                for old, new in zip(cache, (k, v), strict=True)
+            )
+            if mask is None or mask.shape[-1] != k.shape[2]:
+                k, v = (item.astype(self.dtype) for item in cache)
+        return self.o(attend(q, k, v, mask)), cache

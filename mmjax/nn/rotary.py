@@ -1,0 +1,120 @@
+"""Rotary position embedding (Su et al., 2021) with the frequency scalings that published checkpoints use.
+
+Frequencies are computed in numpy at trace time; angles in float32. The two halves of a head are rotated
+against each other ("half-split"), the layout of checkpoints in transformers format.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmjax.config import ConfigError, check_choice
+
+TYPES = ("linear", "llama3", "yarn")
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched for contexts longer than those of pre-training.
+
+    Attributes:
+        type: "linear" (Chen et al., 2023), "llama3" (Llama 3.1) or "yarn" (Peng et al., 2023).
+        factor: how many times longer the context becomes.
+        original_max_positions: positions seen in pre-training; needed by llama3 and yarn.
+        low_freq_factor, high_freq_factor: llama3's two wavelength bounds.
+        beta_fast, beta_slow: yarn's bounds in rotations.
+        attention_factor: yarn's scale on cos and sin; None derives it from `factor`.
+        mscale, mscale_all_dim: yarn's other way to give that scale (DeepSeek); None where not used.
+        truncate: whether yarn's bounds are rounded to whole channels.
+    """
+
+    type: str
+    factor: float
+    original_max_positions: int | None = None
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+
+    def __post_init__(self):
+        check_choice("rope_scaling.type", self.type, TYPES)
+        if self.factor < 1:
+            raise ConfigError(f"rope_scaling.factor must be at least 1, got {self.factor}")
+        if self.type != "linear" and not self.original_max_positions:
+            raise ConfigError(f"rope_scaling of type {self.type!r} needs original_max_positions")
+
+
+def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> tuple[np.ndarray, float]:
+    """Rotation per position of each channel pair.
+
+    Returns:
+        float32 [C / 2] in radians, and the factor that cos and sin are multiplied by.
+    """
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / head_dim
+    base = (1.0 / theta**exponents).astype(np.float32)
+    if scaling is None:
+        return base, 1.0
+    if scaling.type == "linear":
+        return base / np.float32(scaling.factor), 1.0
+    if scaling.type == "llama3":
+        return _llama3(base, scaling), 1.0
+    return _yarn(base, head_dim, theta, scaling)
+
+
+def _llama3(base: np.ndarray, scaling: RopeScaling) -> np.ndarray:
+    wavelength = 2 * math.pi / base
+    longest = scaling.original_max_positions / scaling.low_freq_factor
+    shortest = scaling.original_max_positions / scaling.high_freq_factor
+    blend = (scaling.original_max_positions / wavelength - scaling.low_freq_factor) / (
+        scaling.high_freq_factor - scaling.low_freq_factor
+    )
+    stretched = base / scaling.factor
+    between = (1 - blend) * stretched + blend * base
+    return np.where(wavelength > longest, stretched, np.where(wavelength < shortest, base, between)).astype(np.float32)
+
+
+def _yarn(base: np.ndarray, head_dim: int, theta: float, scaling: RopeScaling) -> tuple[np.ndarray, float]:
+    def channel_of(rotations: float) -> float:
+        return head_dim * math.log(scaling.original_max_positions / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+
+    def magnitude(scale: float, mscale: float = 1.0) -> float:
+        return 0.1 * mscale * math.log(scale) + 1.0 if scale > 1 else 1.0
+
+    low, high = channel_of(scaling.beta_fast), channel_of(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    if low == high:
+        high += 0.001
+    stretch = np.clip((np.arange(head_dim // 2, dtype=np.float32) - low) / (high - low), 0, 1)
+    scaled = base / scaling.factor * stretch + base * (1 - stretch)
+    factor = scaling.attention_factor
+    if factor is None:
+        if scaling.mscale and scaling.mscale_all_dim:
+            factor = magnitude(scaling.factor, scaling.mscale) / magnitude(scaling.factor, scaling.mscale_all_dim)
+        else:
+            factor = magnitude(scaling.factor)
+    return scaled.astype(np.float32), float(factor)
+
+
+def rotation(
+    positions: jax.Array, head_dim: int, theta: float, scaling: RopeScaling | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """cos and sin, float32 [B, T, C / 2] each, for integer positions [B, T]."""
+    per_position, factor = frequencies(head_dim, theta, scaling)
+    angles = positions.astype(jnp.float32)[..., None] * per_position
+    return jnp.cos(angles) * factor, jnp.sin(angles) * factor
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotates heads x [B, T, H, C] by cos and sin [B, T, C / 2]; result in x's dtype."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[:, :, None, :], sin[:, :, None, :]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

@@ -1,0 +1,46 @@
+"""Two linear maps with an activation between (Liu et al., 2023, "Improved Baselines with Visual Instruction Tuning")."""
+
+import dataclasses
+from typing import ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from mmjax.data.contracts import Media
+from mmjax.nn.linear import Linear
+from mmjax.nn.mlp import ACTIVATIONS, check_activation
+
+
+@dataclasses.dataclass(frozen=True)
+class MLPProjectorConfig:
+    """Widths and activation: `in_width` -> `hidden` -> `width` D of the LLM."""
+
+    in_width: int
+    hidden: int
+    width: int
+    activation: str = "gelu"
+    bias: bool = True
+
+    kind: ClassVar[str] = "mlp"
+
+    def __post_init__(self):
+        check_activation("mlp projector activation", self.activation)
+
+    def num_tokens(self, num_features: int) -> int:
+        """Tokens of one item with `num_features` features: as many."""
+        return num_features
+
+
+class MLPProjector(nn.Module):
+    """Features [B, N, in_width] -> tokens [B, N, D]. Parameters fc1 and fc2, each {kernel, bias}."""
+
+    config: MLPProjectorConfig
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, media: Media, train: bool = False) -> Media:
+        """`train` turns on dropout in projectors that have any; this one has none."""
+        c = self.config
+        fc1 = Linear((c.hidden,), ("feature", "mlp"), use_bias=c.bias, dtype=self.dtype, name="fc1")
+        fc2 = Linear((c.width,), ("mlp", "embed"), use_bias=c.bias, dtype=self.dtype, name="fc2")
+        return media.replace(values=fc2(ACTIVATIONS[c.activation](fc1(media.values))), stage="projected")
