@@ -38,7 +38,8 @@ class ViTConfig:
         projection_dim: width of a bias-free map behind the pooled vector, or None.
         feature_layers: which hidden states the features are, as indices of (input of block 0, output of
             block 0, ..., output of block L-1); several are concatenated over channels (LLaVA).
-        feature_strategy: "full", or "patches": without the class token.
+        feature_strategy: "full"; "patches": without the class token; "no_first": without the first token,
+            whatever it is (what LLaVA's "default" does to a tower without a class token).
     """
 
     image_size: int
@@ -63,7 +64,7 @@ class ViTConfig:
     def __post_init__(self):
         check_activation("vit.activation", self.activation)
         check_choice("vit.pool", self.pool, ("class", "attention", "none"))
-        check_choice("vit.feature_strategy", self.feature_strategy, ("full", "patches"))
+        check_choice("vit.feature_strategy", self.feature_strategy, ("full", "patches", "no_first"))
         if self.width % self.num_heads:
             raise ConfigError(f"vit.width {self.width} is not a multiple of num_heads {self.num_heads}")
         if self.pool == "class" and not self.class_token:
@@ -82,6 +83,11 @@ class ViTConfig:
     def num_patches(self) -> int:
         """P: patches of one image; pixels that no whole patch covers are dropped, as published models do."""
         return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def drops_first(self) -> bool:
+        """Whether the features leave out the first token."""
+        return self.feature_strategy == "no_first" or (self.feature_strategy == "patches" and self.class_token)
 
     @property
     def feature_width(self) -> int:
@@ -107,7 +113,7 @@ class ViTConfig:
 
     def num_tokens(self, grid=None, original_size=None) -> int:
         """Features of one image; every image is resized to `image_size`, so the arguments do not matter."""
-        return self.num_patches + int(self.class_token and self.feature_strategy == "full")
+        return self.num_patches + int(self.class_token) - int(self.drops_first)
 
 
 class AttentionPool(nn.Module):
@@ -231,7 +237,7 @@ class ViT(nn.Module):
         batch, items = media.values.shape[:2]
         images = media.values.reshape(batch * items, *media.values.shape[2:])
         x = jnp.concatenate(self.hidden_states(images, c.feature_layers), axis=-1)
-        if c.class_token and c.feature_strategy == "patches":
+        if c.drops_first:
             x = x[:, 1:]
         per_item = x.shape[1]
         segments = media.segment_ids

@@ -1,0 +1,1 @@
+"""Devices: the mesh, the rules that lay arrays on it, and starting and watching many processes."""

@@ -1,0 +1,47 @@
+"""Attention against torch's scaled_dot_product_attention; the cache against whole sequences."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from mmjax.nn.attention import Attention, attend
+from mmjax.nn.rotary import rotation
+
+
+@pytest.mark.parametrize("heads, kv_heads, width", [(1, 1, 3), (6, 2, 5), (7, 7, 8), (4, 1, 16)])
+def test_attend_equals_torch_with_grouped_heads_and_a_mask(heads, kv_heads, width):
+    rng = np.random.default_rng(heads)
+    q = rng.normal(size=(2, 5, heads, width)).astype(np.float32)
+    k, v = (rng.normal(size=(2, kv_heads, 9, width)).astype(np.float32) for _ in range(2))
+    mask = rng.random((2, 5, 9)) < 0.5
+    mask[..., 0] = True
+    theirs = torch.nn.functional.scaled_dot_product_attention(
+        torch.tensor(q).transpose(1, 2), torch.tensor(k), torch.tensor(v), torch.tensor(mask)[:, None], enable_gqa=True
+    )
+    np.testing.assert_allclose(attend(q, k, v, mask), theirs.transpose(1, 2).numpy(), atol=1e-5)
+
+
+def test_a_row_that_sees_nothing_stays_finite():
+    q = k = v = jnp.ones((1, 2, 2, 4))
+    assert np.isfinite(attend(q, k, v, jnp.zeros((1, 2, 2), bool))).all()
+
+
+def test_cache_gives_what_the_whole_sequence_gives():
+    module = Attention(width=12, num_heads=4, num_kv_heads=2, head_dim=6, qkv_bias=True)
+    x = jax.random.normal(jax.random.key(0), (2, 7, 12))
+    params = module.init(jax.random.key(1), x)
+    positions = jnp.broadcast_to(jnp.arange(7), (2, 7))
+    causal = jnp.broadcast_to(jnp.tril(jnp.ones((7, 7), bool)), (2, 7, 7))
+    whole, _ = module.apply(params, x, causal, rotation(positions, 6, 100.0))
+    empty = jnp.zeros((2, 2, 10, 6))
+    prefill, cache = module.apply(
+        params, x[:, :4], causal[:, :4, :4], rotation(positions[:, :4], 6, 100.0), (empty, empty), 0
+    )
+    np.testing.assert_allclose(prefill, whole[:, :4], atol=1e-5)
+    for t in range(4, 7):
+        mask = jnp.broadcast_to(jnp.arange(10) <= t, (2, 1, 10))
+        angles = rotation(positions[:, t : t + 1], 6, 100.0)
+        step, cache = module.apply(params, x[:, t : t + 1], mask, angles, cache, t)
+        np.testing.assert_allclose(step[:, 0], whole[:, t], atol=1e-5)
