@@ -38,7 +38,9 @@ def from_dict(cls: type, mapping: Mapping[str, Any], where: str = "") -> Any:
         return mapping
     place = where or cls.__name__
     if not isinstance(mapping, Mapping):
-        raise ConfigError(f"{place}: expected a mapping for {cls.__name__}, got {type(mapping).__name__} {mapping!r}")
+        raise ConfigError(
+            f"{place}: expected a mapping for {cls.__name__}, got {type(mapping).__name__} {mapping!r}"
+        )
     hints = _hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     given = dict(mapping)
@@ -89,7 +91,9 @@ def check_choice(where: str, value: Any, choices: Sequence[Any]) -> None:
     """Raises ConfigError unless `value` is one of `choices`."""
     if value not in choices:
         names = ", ".join(repr(c) for c in choices)
-        raise ConfigError(f"{where}: {value!r} is not one of {names}.{nearest(str(value), map(str, choices))}")
+        raise ConfigError(
+            f"{where}: {value!r} is not one of {names}.{nearest(str(value), map(str, choices))}"
+        )
 
 
 @functools.cache
@@ -116,7 +120,9 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
             return tuple(_coerce(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
         if len(args) != len(value):
             raise ConfigError(f"{where}: expected {len(args)} items, got {len(value)}: {value!r}")
-        return tuple(_coerce(arg, item, f"{where}[{i}]") for i, (arg, item) in enumerate(zip(args, value, strict=True)))
+        return tuple(
+            _coerce(arg, item, f"{where}[{i}]") for i, (arg, item) in enumerate(zip(args, value, strict=True))
+        )
     if origin in (dict, Mapping):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where}: expected a mapping, got {value!r}")

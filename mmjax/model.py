@@ -20,7 +20,6 @@ from mmjax.backbones.decoder import Decoder
 from mmjax.config import ConfigError, check_choice
 from mmjax.data.contracts import Batch, Media, TextStream
 from mmjax.encoders import ENCODERS, EncoderConfig
-from mmjax.encoders.vit import ViTConfig
 from mmjax.nn.masks import attention_mask
 from mmjax.nn.stack import check_remat
 from mmjax.projectors import PROJECTORS, ProjectorConfig
@@ -52,7 +51,9 @@ class MultimodalLMConfig:
         for port, projector in self.projectors.items():
             features = self.encoders[port].feature_width
             if projector.in_width != features:
-                raise ConfigError(f"projectors.{port}.in_width is {projector.in_width}; its encoder gives {features}")
+                raise ConfigError(
+                    f"projectors.{port}.in_width is {projector.in_width}; its encoder gives {features}"
+                )
             if projector.width != self.backbone.width:
                 raise ConfigError(
                     f"projectors.{port}.width is {projector.width}; the backbone's is {self.backbone.width}"

@@ -90,9 +90,16 @@ def test_sequences_optional_values_and_unions():
 
     # Annotations of local classes cannot be looked up by name, so they are resolved here.
     Outer.__annotations__.update(inner=Inner | None)
-    built = from_dict(Outer, {"pair": [1, 2], "names": ["a"], "inner": {"kind": "inner", "size": 3}, "number": "x"})
+    built = from_dict(
+        Outer, {"pair": [1, 2], "names": ["a"], "inner": {"kind": "inner", "size": 3}, "number": "x"}
+    )
     assert built == Outer((1, 2.0), ("a",), Inner(3), "x")
-    assert to_dict(built) == {"pair": [1, 2.0], "names": ["a"], "inner": {"kind": "inner", "size": 3}, "number": "x"}
+    assert to_dict(built) == {
+        "pair": [1, 2.0],
+        "names": ["a"],
+        "inner": {"kind": "inner", "size": 3},
+        "number": "x",
+    }
     with pytest.raises(ConfigError, match="expected 2 items"):
         from_dict(Outer, {"pair": [1]})
     with pytest.raises(ConfigError, match=r"names\[1\]"):

@@ -21,7 +21,9 @@ CONFIG = MultimodalLMConfig(
     backbone=DecoderConfig(64, 32, 2, 4, 2, 8, 48),
     encoders={
         "near": ViTConfig(16, 8, 16, 2, 2, 24, feature_layers=(-2,), feature_strategy="patches"),
-        "far": ViTConfig(24, 8, 12, 1, 2, 16, class_token=False, pre_norm=False, patch_bias=True, pool="none"),
+        "far": ViTConfig(
+            24, 8, 12, 1, 2, 16, class_token=False, pre_norm=False, patch_bias=True, pool="none"
+        ),
     },
     projectors={"near": MLPProjectorConfig(16, 20, 32), "far": LinearProjectorConfig(12, 32)},
     media_tokens={"near": 62, "far": 63},
@@ -40,8 +42,12 @@ def example(batch=8, length=24):
         media_index=index,
     )
     media = {
-        "near": Media(rng.normal(size=(batch, 2, 16, 16, 3)).astype(np.float32), np.ones((batch, 2), np.int32)),
-        "far": Media(rng.normal(size=(batch, 1, 24, 24, 3)).astype(np.float32), np.ones((batch, 1), np.int32)),
+        "near": Media(
+            rng.normal(size=(batch, 2, 16, 16, 3)).astype(np.float32), np.ones((batch, 2), np.int32)
+        ),
+        "far": Media(
+            rng.normal(size=(batch, 1, 24, 24, 3)).astype(np.float32), np.ones((batch, 1), np.int32)
+        ),
     }
     return Batch({"text": text}, media)
 
@@ -58,8 +64,10 @@ def params(model):
 
 def test_axes_and_shapes_describe_every_leaf(model, params):
     axes = model.param_axes()
-    is_axes = lambda leaf: isinstance(leaf, tuple)  # noqa: E731
-    jax.tree.map(lambda names, leaf: len(names) == leaf.ndim or pytest.fail(names), axes, params, is_leaf=is_axes)
+    is_axes = lambda leaf: isinstance(leaf, tuple)
+    jax.tree.map(
+        lambda names, leaf: len(names) == leaf.ndim or pytest.fail(names), axes, params, is_leaf=is_axes
+    )
     shapes = model.param_shapes()
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), shapes) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), params
@@ -97,23 +105,34 @@ def test_padding_and_other_groups_change_nothing(model, params):
     batch = example(batch=1)
     text = batch.text
     whole = model(params, batch).logits
-    pad = lambda leaf, value: np.concatenate([np.full((1, 3), value, leaf.dtype), leaf, np.full((1, 2), value, leaf.dtype)], 1)  # noqa: E731
-    padded = TextStream(
-        pad(text.tokens, 5), pad(text.positions, 0), pad(text.segment_ids, 0), media_index=pad(text.media_index, -1)
+    pad = lambda leaf, value: np.concatenate(
+        [np.full((1, 3), value, leaf.dtype), leaf, np.full((1, 2), value, leaf.dtype)], 1
     )
-    np.testing.assert_allclose(model(params, batch.replace(texts={"text": padded})).logits[:, 3:-2], whole, atol=2e-5)
+    padded = TextStream(
+        pad(text.tokens, 5),
+        pad(text.positions, 0),
+        pad(text.segment_ids, 0),
+        media_index=pad(text.media_index, -1),
+    )
+    np.testing.assert_allclose(
+        model(params, batch.replace(texts={"text": padded})).logits[:, 3:-2], whole, atol=2e-5
+    )
 
 
 def test_questions_behind_one_image_equal_questions_alone(model, params):
     batch = example(batch=1)
     rng = np.random.default_rng(1)
     questions = rng.integers(0, 60, (2, 5)).astype(np.int32)
-    prefix = {name: getattr(batch.text, name) for name in ("tokens", "positions", "segment_ids", "media_index")}
+    prefix = {
+        name: getattr(batch.text, name) for name in ("tokens", "positions", "segment_ids", "media_index")
+    }
 
     def joined(parts):
         more = np.concatenate(parts)[None]
         tail = np.tile(np.arange(24, 29, dtype=np.int32), len(parts))[None]
-        groups = np.concatenate([np.zeros(24, np.int32)] + [np.full(5, i + 1, np.int32) for i in range(len(parts))])
+        groups = np.concatenate(
+            [np.zeros(24, np.int32)] + [np.full(5, i + 1, np.int32) for i in range(len(parts))]
+        )
         return TextStream(
             tokens=np.concatenate([prefix["tokens"], more], 1),
             positions=np.concatenate([prefix["positions"], tail], 1),
@@ -161,4 +180,6 @@ def test_a_mesh_changes_no_number_and_no_gradient(model, params, axes):
         placed = jax.device_put(params, shardings(model.param_axes(), mesh))
         value_there, gradient_there = jax.jit(jax.value_and_grad(loss))(placed, put_batch(batch, mesh))
     np.testing.assert_allclose(value_there, value, rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), gradient_there, gradient)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), gradient_there, gradient
+    )

@@ -157,12 +157,17 @@ class StepWatchdog:
 
     Args:
         timeout: seconds without a beat until the process is ended.
+
+    Raises:
+        ValueError: a timeout that is not more than 0.
     """
 
     def __init__(self, timeout: float):
         if not timeout > 0:
             raise ValueError(f"timeout must be more than 0 seconds, got {timeout}")
         self.timeout = timeout
+        # Asked now: while the run hangs, jax itself may not answer.
+        self._who = f"process {jax.process_index()} of {jax.process_count()}"
         self._stopped = threading.Event()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -201,8 +206,8 @@ class StepWatchdog:
             if self._stopped.wait(min(limit - waited, 1.0)):
                 return
         print(
-            f"process {jax.process_index()} of {jax.process_count()}: no progress for {waited:.1f} s after "
-            f"{where!r} (limit {limit:g} s). Stacks of all threads:",
+            f"{self._who}: no progress for {waited:.1f} s after {where!r} (limit {limit:g} s). "
+            "Stacks of all threads:",
             file=sys.stderr,
             flush=True,
         )

@@ -64,7 +64,9 @@ class Attention(nn.Module):
             return Linear(features, axes, in_dims=in_dims, use_bias=bias, lora=lora, dtype=self.dtype)
 
         kv = (self.num_kv_heads, self.head_dim)
-        self.q = linear("q", (self.num_heads, self.head_dim), ("embed", "heads", "head_dim"), 1, self.qkv_bias)
+        self.q = linear(
+            "q", (self.num_heads, self.head_dim), ("embed", "heads", "head_dim"), 1, self.qkv_bias
+        )
         self.k = linear("k", kv, ("embed", "kv_heads", "head_dim"), 1, self.qkv_bias)
         self.v = linear("v", kv, ("embed", "kv_heads", "head_dim"), 1, self.qkv_bias)
         self.o = linear("o", (self.width,), ("heads", "head_dim", "embed"), 2, self.out_bias)

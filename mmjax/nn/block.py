@@ -38,7 +38,9 @@ class BlockConfig:
         check_choice("norm", self.norm, tuple(NORMS))
         check_activation("activation", self.activation)
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
+            raise ValueError(
+                f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
+            )
 
 
 class Block(nn.Module):
@@ -60,7 +62,15 @@ class Block(nn.Module):
         c = self.config
         norm = NORMS[c.norm]
         attn = Attention(
-            c.width, c.num_heads, c.num_kv_heads, c.head_dim, c.qkv_bias, c.out_bias, c.lora, self.dtype, name="attn"
+            c.width,
+            c.num_heads,
+            c.num_kv_heads,
+            c.head_dim,
+            c.qkv_bias,
+            c.out_bias,
+            c.lora,
+            self.dtype,
+            name="attn",
         )
         mlp = MLP(c.width, c.mlp_width, c.activation, c.gated, c.mlp_bias, c.lora, self.dtype, name="mlp")
         h, cache = attn(norm(c.norm_eps, self.dtype, name="attn_norm")(x), mask, rotation, cache, cache_index)

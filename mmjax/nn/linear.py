@@ -54,7 +54,9 @@ class Linear(nn.Module):
             a = weight("lora_a", fan_in_normal(shape_in), (*shape_in, rank), (*axes_in, "rank"))
             b = weight("lora_b", nn.initializers.zeros, (rank, *self.features), ("rank", *axes_out))
             low = jax.lax.dot_general(x, a, (contract, ((), ())))
-            y = y + jax.lax.dot_general(low, b, (((low.ndim - 1,), (0,)), ((), ()))) * (self.lora.alpha / rank)
+            y = y + jax.lax.dot_general(low, b, (((low.ndim - 1,), (0,)), ((), ()))) * (
+                self.lora.alpha / rank
+            )
         if self.use_bias:
             y = y + weight("bias", nn.initializers.zeros, self.features, axes_out)
         return y

@@ -69,10 +69,16 @@ def add_lora(params: dict[str, Any], lora: LoRAConfig, rng: jax.Array) -> dict[s
         if "kernel" in tree and parent in ("attn", "mlp") and name in lora.targets:
             kernel = tree["kernel"]
             in_dims = 2 if name == "o" else 1
-            layers, shape_in, shape_out = kernel.shape[0], kernel.shape[1 : 1 + in_dims], kernel.shape[1 + in_dims :]
+            layers, shape_in, shape_out = (
+                kernel.shape[0],
+                kernel.shape[1 : 1 + in_dims],
+                kernel.shape[1 + in_dims :],
+            )
             key = jax.random.fold_in(rng, found)
             found += 1
-            a = jax.random.normal(key, (layers, *shape_in, lora.rank), jnp.float32) / math.sqrt(math.prod(shape_in))
+            a = jax.random.normal(key, (layers, *shape_in, lora.rank), jnp.float32) / math.sqrt(
+                math.prod(shape_in)
+            )
             b = jnp.zeros((layers, lora.rank, *shape_out), jnp.float32)
             tree = {**tree, "lora_a": a.astype(kernel.dtype), "lora_b": b.astype(kernel.dtype)}
         return tree

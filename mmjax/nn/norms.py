@@ -17,7 +17,9 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [..., D] -> [..., D] in `dtype`."""
-        scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, ("feature",)), x.shape[-1:])
+        scale = self.param(
+            "scale", nn.with_logical_partitioning(nn.initializers.ones, ("feature",)), x.shape[-1:]
+        )
         x = x.astype(jnp.float32)
         x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + self.eps)
         return x.astype(self.dtype) * scale.astype(self.dtype)
@@ -32,8 +34,12 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [..., D] -> [..., D] in `dtype`."""
-        scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, ("feature",)), x.shape[-1:])
-        bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, ("feature",)), x.shape[-1:])
+        scale = self.param(
+            "scale", nn.with_logical_partitioning(nn.initializers.ones, ("feature",)), x.shape[-1:]
+        )
+        bias = self.param(
+            "bias", nn.with_logical_partitioning(nn.initializers.zeros, ("feature",)), x.shape[-1:]
+        )
         x = x.astype(jnp.float32)
         x = x - jnp.mean(x, -1, keepdims=True)
         x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + self.eps)

@@ -77,12 +77,18 @@ def _llama3(base: np.ndarray, scaling: RopeScaling) -> np.ndarray:
     )
     stretched = base / scaling.factor
     between = (1 - blend) * stretched + blend * base
-    return np.where(wavelength > longest, stretched, np.where(wavelength < shortest, base, between)).astype(np.float32)
+    return np.where(wavelength > longest, stretched, np.where(wavelength < shortest, base, between)).astype(
+        np.float32
+    )
 
 
 def _yarn(base: np.ndarray, head_dim: int, theta: float, scaling: RopeScaling) -> tuple[np.ndarray, float]:
     def channel_of(rotations: float) -> float:
-        return head_dim * math.log(scaling.original_max_positions / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+        return (
+            head_dim
+            * math.log(scaling.original_max_positions / (rotations * 2 * math.pi))
+            / (2 * math.log(theta))
+        )
 
     def magnitude(scale: float, mscale: float = 1.0) -> float:
         return 0.1 * mscale * math.log(scale) + 1.0 if scale > 1 else 1.0
@@ -98,7 +104,9 @@ def _yarn(base: np.ndarray, head_dim: int, theta: float, scaling: RopeScaling) -
     factor = scaling.attention_factor
     if factor is None:
         if scaling.mscale and scaling.mscale_all_dim:
-            factor = magnitude(scaling.factor, scaling.mscale) / magnitude(scaling.factor, scaling.mscale_all_dim)
+            factor = magnitude(scaling.factor, scaling.mscale) / magnitude(
+                scaling.factor, scaling.mscale_all_dim
+            )
         else:
             factor = magnitude(scaling.factor)
     return scaled.astype(np.float32), float(factor)

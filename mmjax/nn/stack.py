@@ -32,9 +32,9 @@ def init_stack(block: nn.Module, num_layers: int, *args) -> Callable[[jax.Array]
     """
 
     def init(rng: jax.Array) -> Any:
-        one = lambda key: block.init(key, *args)["params"]  # noqa: E731
+        one = lambda key: block.init(key, *args)["params"]
         boxed = jax.vmap(one)(jax.random.split(rng, num_layers))
-        is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
+        is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
         return jax.tree.map(lambda box: box.replace(names=("layers", *box.names)), boxed, is_leaf=is_box)
 
     return init

@@ -35,6 +35,10 @@ class LinearProjector(nn.Module):
     def __call__(self, media: Media, train: bool = False) -> Media:
         """`train` turns on dropout in projectors that have any; this one has none."""
         out = Linear(
-            (self.config.width,), ("feature", "embed"), use_bias=self.config.bias, dtype=self.dtype, name="out"
+            (self.config.width,),
+            ("feature", "embed"),
+            use_bias=self.config.bias,
+            dtype=self.dtype,
+            name="out",
         )
         return media.replace(values=out(media.values), stage="projected")

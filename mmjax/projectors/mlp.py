@@ -1,4 +1,4 @@
-"""Two linear maps with an activation between (Liu et al., 2023, "Improved Baselines with Visual Instruction Tuning")."""
+"""Two linear maps with an activation between, as in LLaVA-1.5 (Liu et al., 2023, "Improved Baselines")."""
 
 import dataclasses
 from typing import ClassVar

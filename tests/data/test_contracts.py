@@ -24,7 +24,9 @@ def ints(*shape):
 
 
 def stream(batch, length, **fields):
-    return TextStream(tokens=ints(batch, length), positions=ints(batch, length), segment_ids=ints(batch, length), **fields)
+    return TextStream(
+        tokens=ints(batch, length), positions=ints(batch, length), segment_ids=ints(batch, length), **fields
+    )
 
 
 def dense(x, width):
@@ -52,7 +54,10 @@ def pixels_to_features(media, patch=8, width=12):
 
 def test_blip2_t5_has_two_streams_and_fixed_queries():
     batch = Batch(
-        texts={"query": stream(3, 7, media_index=ints(3, 7)), "decoder": stream(3, 5, loss_weights=array(3, 5))},
+        texts={
+            "query": stream(3, 7, media_index=ints(3, 7)),
+            "decoder": stream(3, 5, loss_weights=array(3, 5)),
+        },
         media={"image": Media(array(3, 1, 32, 32, 3), ints(3, 1))},
     )
 
@@ -136,7 +141,9 @@ def test_llava_next_unpads_by_original_size_with_static_shapes():
 def test_fuyu_has_no_encoder():
     media = Media(array(2, 12, 8 * 8 * 3), ints(2, 12), grid=ints(2, 1, 3), stage="encoded")
     text = stream(2, 30, media_index=ints(2, 30))
-    run = lambda media, text: embed(text, {"image": media.replace(values=dense(media.values, D), stage="projected")})  # noqa: E731
+    run = lambda media, text: embed(
+        text, {"image": media.replace(values=dense(media.values, D), stage="projected")}
+    )
     assert jax.eval_shape(run, media, text).shape == (2, 30, D)
 
 
@@ -172,7 +179,9 @@ def test_nextgpt_three_ports_in_three_generators_out():
         for port, count in signals.items():
             at = jnp.nonzero(batch.text.tokens.reshape(-1) == V - 1, size=2 * count, fill_value=0)[0]
             gathered = hidden.reshape(-1, D)[at].reshape(2, count, D)
-            condition = Condition(dense(gathered, 16)[:, :7], jnp.ones((2, min(count, 7)), bool), pooled=gathered.mean(1))
+            condition = Condition(
+                dense(gathered, 16)[:, :7], jnp.ones((2, min(count, 7)), bool), pooled=gathered.mean(1)
+            )
             latents = batch.targets[port]["latents"]
             predicted = latents + condition.sequence.mean((1, 2))[:, None, None, None]
             losses[port] = jnp.mean((predicted - latents) ** 2)

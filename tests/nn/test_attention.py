@@ -18,7 +18,11 @@ def test_attend_equals_torch_with_grouped_heads_and_a_mask(heads, kv_heads, widt
     mask = rng.random((2, 5, 9)) < 0.5
     mask[..., 0] = True
     theirs = torch.nn.functional.scaled_dot_product_attention(
-        torch.tensor(q).transpose(1, 2), torch.tensor(k), torch.tensor(v), torch.tensor(mask)[:, None], enable_gqa=True
+        torch.tensor(q).transpose(1, 2),
+        torch.tensor(k),
+        torch.tensor(v),
+        torch.tensor(mask)[:, None],
+        enable_gqa=True,
     )
     np.testing.assert_allclose(attend(q, k, v, mask), theirs.transpose(1, 2).numpy(), atol=1e-5)
 

@@ -26,16 +26,27 @@ def run(config, params):
 def test_add_is_identity_and_merge_is_exact(targets):
     lora = LoRAConfig(3, 8.0, targets)
     plain, adapted = DecoderConfig(**SIZES), DecoderConfig(**SIZES, lora=lora)
-    params = jax.jit(lambda: jax.tree.map(jnp.asarray, Decoder(plain).init(jax.random.key(0), jnp.zeros((1, 1), int), method="create")))()
-    params = jax.tree.map(lambda box: box.value, params["params"], is_leaf=lambda leaf: hasattr(leaf, "names"))
+    params = jax.jit(
+        lambda: jax.tree.map(
+            jnp.asarray, Decoder(plain).init(jax.random.key(0), jnp.zeros((1, 1), int), method="create")
+        )
+    )()
+    params = jax.tree.map(
+        lambda box: box.value, params["params"], is_leaf=lambda leaf: hasattr(leaf, "names")
+    )
     before = run(plain, params)
     added = add_lora(params, lora, jax.random.key(1))
     np.testing.assert_array_equal(run(adapted, added), before)
-    count = sum(path[-1].key.startswith("lora_") for path, _ in jax.tree_util.tree_flatten_with_path(added)[0])
+    count = sum(
+        path[-1].key.startswith("lora_") for path, _ in jax.tree_util.tree_flatten_with_path(added)[0]
+    )
     assert count == 2 * len(targets)
 
     moved = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape) if path[-1].key == "lora_b" else leaf, added
+        lambda path, leaf: (
+            jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape) if path[-1].key == "lora_b" else leaf
+        ),
+        added,
     )
     after = run(adapted, moved)
     assert np.abs(after - before).max() > 1e-2

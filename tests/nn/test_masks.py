@@ -27,7 +27,12 @@ def test_mask_equals_brute_force(seed):
     shape = (3, 8)
     segment = np.sort(rng.integers(0, 3, shape), axis=1)
     group, both = rng.integers(0, 3, shape), rng.integers(0, 2, shape)
-    for fields in ({}, {"attend_group": group}, {"bidirectional_group": both}, {"attend_group": group, "bidirectional_group": both}):
+    for fields in (
+        {},
+        {"attend_group": group},
+        {"bidirectional_group": both},
+        {"attend_group": group, "bidirectional_group": both},
+    ):
         text = TextStream(segment, segment, segment, **fields)
         expected = brute_force(segment, fields.get("attend_group"), fields.get("bidirectional_group"))
         np.testing.assert_array_equal(attention_mask(text), expected)

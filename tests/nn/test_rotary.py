@@ -23,7 +23,10 @@ CASES = [
             "original_max_position_embeddings": 64,
         },
     ),
-    (RopeScaling("yarn", 4.0, 64), {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}),
+    (
+        RopeScaling("yarn", 4.0, 64),
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+    ),
     (
         RopeScaling("yarn", 16.0, 32, mscale=1.0, mscale_all_dim=0.7, truncate=False),
         {
@@ -68,7 +71,7 @@ def test_rotation_equals_transformers_at_any_positions():
     positions = rng.integers(0, 300, (2, 5))
     embedding = LlamaRotaryEmbedding(reference_config(12, 10000.0, {"rope_type": "default"}))
     cos, sin = embedding(torch.zeros(1), torch.tensor(positions))
-    heads_first = lambda x: torch.tensor(x).transpose(1, 2)  # noqa: E731
+    heads_first = lambda x: torch.tensor(x).transpose(1, 2)
     theirs = apply_rotary_pos_emb(heads_first(q), heads_first(k), cos, sin)
     ours = (rotate(x, *rotation(positions, 12, 10000.0)) for x in (q, k))
     for mine, reference in zip(ours, theirs, strict=True):

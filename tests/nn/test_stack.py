@@ -18,7 +18,7 @@ def stacked(layers=3):
 
 
 def unstacked(blocks):
-    return tuple(jax.tree.map(lambda leaf: leaf[i], blocks) for i in range(depth(blocks)))
+    return tuple(jax.tree.map(lambda leaf, i=i: leaf[i], blocks) for i in range(depth(blocks)))
 
 
 def apply(params, x, cache):
@@ -38,12 +38,16 @@ def test_layers_differ_and_are_named_on_their_leading_axis():
 @pytest.mark.parametrize("remat", ["none", "full", "dots"])
 def test_scan_loop_and_remat_agree(remat):
     blocks = stacked()
-    loss = lambda blocks: jnp.sum(run_stack(apply, blocks, X, remat=remat)[0] ** 2)  # noqa: E731
+    loss = lambda blocks: jnp.sum(run_stack(apply, blocks, X, remat=remat)[0] ** 2)
     value, gradient = jax.jit(jax.value_and_grad(loss))(blocks)
     looped_value, looped = jax.jit(jax.value_and_grad(loss))(unstacked(blocks))
     np.testing.assert_allclose(value, looped_value, rtol=1e-5)
     for layer in range(3):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a[layer], b, rtol=2e-4, atol=1e-4), gradient, looped[layer])
+        jax.tree.map(
+            lambda a, b, layer=layer: np.testing.assert_allclose(a[layer], b, rtol=2e-4, atol=1e-4),
+            gradient,
+            looped[layer],
+        )
 
 
 def test_part_of_a_stack_then_the_rest_is_the_whole():

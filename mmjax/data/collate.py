@@ -1,0 +1,169 @@
+"""From samples of many lengths to one padded batch of a static shape, in numpy."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mmjax.data.contracts import Batch, Media, TextStream
+from mmjax.data.token_plan import Bucket, Sample, TokenPlan, TokenPlanError
+
+
+def collate(
+    samples: Sequence[Sample],
+    plan: TokenPlan,
+    pad_id: int = 0,
+    pad_rows_to: int | None = None,
+    bucket: Bucket | None = None,
+) -> Batch:
+    """Pads samples on the right into one batch with the stream "text".
+
+    Args:
+        samples: planned samples with their media arrays attached.
+        plan: the plan they were made with.
+        pad_id: the token in padding.
+        pad_rows_to: B; rows beyond the samples are padding through and through.
+        bucket: the shape to fill; None takes the smallest that fits.
+
+    Returns:
+        tokens, positions, segment_ids, media_index [B, T] int32, loss_weights [B, T] float32, loss_positions
+        [B, M] int32. Padding has segment_ids 0, media_index -1, loss_weights 0 and positions 0.
+        For each port with I > 0: Media with raw values float32 [B, I, H, W, 3] and segment_ids [B, I], or
+        encoded values [B, I * N, D] and segment_ids [B, I * N]; original_size int32 [B, I, 2] and, where an
+        item has one, grid [B, I, 3], zero where unknown. Padding items come last, as zeros, in segment 0.
+        Item i of a port with n tokens an item stands in rows i * n and following of its projected tokens.
+
+    Raises:
+        SampleTooLong: no bucket fits a sample.
+        TokenPlanError: a sample lacks its arrays, items of one port differ in shape or in tokens, or the
+            bucket is too small; the message names the sample.
+    """
+    bucket = bucket or plan.bucket(samples)
+    rows = len(samples) if pad_rows_to is None else pad_rows_to
+    if rows < len(samples):
+        raise TokenPlanError(f"{len(samples)} samples do not fit {rows} rows")
+    _check_fit(samples, bucket)
+    shape = (rows, bucket.length)
+    tokens = np.full(shape, pad_id, np.int32)
+    positions, segment_ids = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    groups = np.zeros(shape, np.int32)
+    loss_weights = np.zeros(shape, np.float32)
+    media_index = np.full(shape, -1, np.int32)
+    loss_positions = np.full((rows, bucket.targets), -1, np.int32)
+    starts = _port_starts(samples, plan, bucket)
+    for b, sample in enumerate(samples):
+        end = len(sample)
+        tokens[b, :end] = sample.tokens
+        positions[b, :end] = sample.positions
+        segment_ids[b, :end] = 1
+        loss_weights[b, :end] = sample.loss_weights
+        media_index[b, :end] = _shift_ports(sample, plan, starts)
+        if sample.attend_group is not None:
+            groups[b, :end] = sample.attend_group
+        targets = np.flatnonzero(sample.loss_weights)
+        loss_positions[b, : len(targets)] = targets
+    text = TextStream(
+        tokens=tokens,
+        positions=positions,
+        segment_ids=segment_ids,
+        loss_weights=loss_weights,
+        media_index=media_index,
+        attend_group=groups if bucket.grouped else None,
+        loss_positions=loss_positions,
+    )
+    media = {port: _stack(samples, plan, port, rows, items) for port, items in bucket.items if items}
+    return Batch(texts={"text": text}, media=media)
+
+
+def _check_fit(samples: Sequence[Sample], bucket: Bucket) -> None:
+    room = dict(bucket.items)
+    for sample in samples:
+        sizes = [(len(sample), bucket.length, "tokens"), (sample.num_targets, bucket.targets, "targets")]
+        sizes += [(len(c), room.get(port, 0), f"{port} items") for port, c in sample.item_tokens.items()]
+        for size, limit, what in sizes:
+            if size > limit:
+                raise TokenPlanError(f"{sample.name}: {size} {what} do not fit the bucket's {limit}")
+        if sample.attend_group is not None and not bucket.grouped:
+            raise TokenPlanError(
+                f"{sample.name}: has an attend_group but its bucket has none; set grouped=True"
+            )
+
+
+def _port_starts(samples: Sequence[Sample], plan: TokenPlan, bucket: Bucket) -> dict[str, int]:
+    """The row at which each port's projected tokens begin, I * n of them for every port before it."""
+    starts, row = {}, 0
+    for number, (port, items) in enumerate(bucket.items):
+        starts[port] = row
+        later = bucket.items[number + 1 :]
+        if not items:
+            continue
+        owners = {count: sample for sample in samples for count in sample.item_tokens.get(port, ())}
+        if len(owners) > 1:
+            (first, a), (second, b) = list(owners.items())[:2]
+            raise TokenPlanError(
+                f"{a.name} has {port} items of {first} tokens and {b.name} of {second}; "
+                "the items of one port must become equally many tokens in one batch"
+            )
+        if any(sample.item_tokens.get(other) for sample in samples for other, _ in later):
+            row += items * (next(iter(owners)) if owners else plan.count(port, None, None))
+    return starts
+
+
+def _shift_ports(sample: Sample, plan: TokenPlan, starts: dict[str, int]) -> np.ndarray:
+    """The sample's media_index with each port's rows moved to where they stand in the batch."""
+    index, row = sample.media_index.copy(), 0
+    for port in plan.ports:
+        count = sum(sample.item_tokens.get(port, ()))
+        inside = (sample.media_index >= row) & (sample.media_index < row + count)
+        index[inside] += starts[port] - row
+        row += count
+    return index
+
+
+def _stack(samples: Sequence[Sample], plan: TokenPlan, port: str, rows: int, items: int) -> Media:
+    shape = _item_shape(samples, plan, port)
+    if shape is None:
+        raise TokenPlanError(
+            f"{samples[0].name if samples else 'an empty batch'}: {items} padding item(s) of port {port!r} "
+            "are needed but no sample shows their shape: give it in item_shapes, or 0 in items"
+        )
+    values = np.zeros((rows, items, *shape), np.float32)
+    segments = np.zeros((rows, items), np.int32)
+    original_size = np.zeros((rows, items, 2), np.int32)
+    grid = np.zeros((rows, items, 3), np.int32)
+    for b, sample in enumerate(samples):
+        for i, array in enumerate(sample.media.get(port, ())):
+            values[b, i] = array
+            segments[b, i] = i + 1
+        for i, size in enumerate(sample.media_sizes.get(port, ())):
+            original_size[b, i] = size.original_size or 0
+            grid[b, i] = size.grid or 0
+    encoded = len(shape) == 2
+    return Media(
+        values=values.reshape(rows, items * shape[0], shape[1]) if encoded else values,
+        segment_ids=np.repeat(segments, shape[0], axis=1) if encoded else segments,
+        grid=grid if grid.any() else None,
+        original_size=original_size,
+        stage="encoded" if encoded else "raw",
+    )
+
+
+def _item_shape(samples: Sequence[Sample], plan: TokenPlan, port: str) -> tuple[int, ...] | None:
+    """The one shape of all the port's items, after checking them; None if there are none to tell."""
+    shape, owner = plan.item_shapes.get(port), "item_shapes"
+    for sample in samples:
+        arrays, planned = sample.media.get(port, ()), len(sample.item_tokens.get(port, ()))
+        if len(arrays) != planned:
+            raise TokenPlanError(f"{sample.name}: {planned} {port} item(s) but {len(arrays)} array(s)")
+        for array in arrays:
+            if shape is None:
+                shape, owner = array.shape, sample.name
+            if array.shape != tuple(shape):
+                raise TokenPlanError(
+                    f"{sample.name}: {port} item of shape {list(array.shape)}; {owner} has {list(shape)}"
+                )
+            if array.ndim not in (2, 3) or not np.issubdtype(array.dtype, np.floating):
+                raise TokenPlanError(
+                    f"{sample.name}: {port} item is {array.dtype} {list(array.shape)}; "
+                    "expected floats, [H, W, 3] raw or [N, D] encoded"
+                )
+    return shape

@@ -1,0 +1,383 @@
+"""The token plan: how many tokens each media item becomes, where they stand, and which bucket a batch fills.
+
+This is the one place that decides it. The pipeline, decoding and evaluation all read the plan, and the
+model hands it nothing but a counting function, so the number of placeholder tokens and the number of media
+features cannot disagree. Batches take a static shape out of a small set (`Bucket`), so that a jitted step
+compiles once for each shape and never again.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from mmjax.data.chat_template import MediaSpan, Span
+
+
+class TokenPlanError(ValueError):
+    """A sample whose text and media do not fit together; the message names the sample and both counts."""
+
+
+class SampleTooLong(TokenPlanError):
+    """A sample that fits no bucket; the message names the sample, its length and the largest bucket."""
+
+
+class MediaSize(NamedTuple):
+    """What the counting function is told of an item, before any array exists.
+
+    grid: (time, height, width) in patches, or None. original_size: (height, width) in pixels, or None.
+    """
+
+    grid: tuple[int, int, int] | None = None
+    original_size: tuple[int, int] | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sample:
+    """One row's worth of tokens, planned but not padded, with the media they refer to.
+
+    Attributes:
+        tokens, positions, media_index: int32 [T]. media_index is -1 for text, else the row in the sample's
+            own projected tokens: ports one after the other in the plan's order, items in order.
+        loss_weights: float32 [T], of token t as a target; loss_weights[0] is 0, since nothing predicts it.
+        attend_group: int32 [T] or None; see `TextStream`.
+        item_tokens: port -> the number of tokens of each of its items; every port of the plan, in order.
+        media_sizes: port -> one MediaSize for each item.
+        media: port -> one array for each item, float [H, W, 3] raw or [N, D] encoded.
+        name: where the sample came from, for messages.
+    """
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    loss_weights: np.ndarray
+    media_index: np.ndarray
+    attend_group: np.ndarray | None = None
+    item_tokens: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    media_sizes: Mapping[str, tuple[MediaSize, ...]] = dataclasses.field(default_factory=dict)
+    media: Mapping[str, tuple[np.ndarray, ...]] = dataclasses.field(default_factory=dict)
+    name: str = ""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def num_targets(self) -> int:
+        """How many tokens are targets of the loss."""
+        return int(np.count_nonzero(self.loss_weights))
+
+    def with_media(self, media: Mapping[str, Sequence[np.ndarray]]) -> "Sample":
+        """Attaches the arrays of all items; those of items that were truncated away are let go.
+
+        Raises:
+            TokenPlanError: fewer arrays than items, naming the sample and both counts.
+        """
+        kept = {}
+        for port, counts in self.item_tokens.items():
+            arrays = tuple(media.get(port, ()))
+            if len(arrays) < len(counts):
+                raise TokenPlanError(
+                    f"{self.name}: {len(counts)} {port} item(s) planned but {len(arrays)} array(s) given"
+                )
+            kept[port] = arrays[: len(counts)]
+        return dataclasses.replace(self, media=kept)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+    """The static shape of a batch: T tokens a row, I items of each port, M targets; hashable.
+
+    `grouped` says whether the batch has `attend_group`.
+    """
+
+    length: int
+    items: tuple[tuple[str, int], ...] = ()
+    targets: int = 0
+    grouped: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenPlan:
+    """How samples become tokens and batches become static shapes.
+
+    Attributes:
+        count: (port, grid or None, original_size or None) -> tokens of that item; the model's `num_tokens`.
+        media_tokens: port -> the token id that stands for its media, all ports in the config's order.
+        lengths: the allowed sequence lengths T, ascending.
+        items: port -> the allowed numbers of items per row, ascending. Where 0 is among them, a batch
+            without such media has no entry for the port.
+        targets: the allowed capacities of `loss_positions`; () means 16, 32, 64, ... but never beyond T.
+        too_long: what happens to a sample longer than the longest bucket. "error": SampleTooLong. "skip": the
+            same, which the pipeline counts and replaces at no cost to its budget for bad records.
+            "truncate": the end is cut off, never inside an item.
+        grouped: True gives every batch an `attend_group`; False only those that need it.
+        item_shapes: port -> shape of one item's array. Needed only where a batch must hold padding items
+            although none of its samples has a real one.
+    """
+
+    count: Callable[[str, Any, Any], int]
+    media_tokens: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    lengths: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048, 4096)
+    items: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    targets: tuple[int, ...] = ()
+    too_long: Literal["error", "skip", "truncate"] = "error"
+    grouped: bool = False
+    item_shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        ladders = {"lengths": self.lengths, "targets": self.targets or (1,)}
+        ladders |= {f"items[{port!r}]": ladder for port, ladder in self.items.items()}
+        for name, ladder in ladders.items():
+            if not ladder or list(ladder) != sorted(set(ladder)) or ladder[0] < 0:
+                raise TokenPlanError(f"{name} is {ladder}; wanted ascending whole numbers")
+        for port in (*self.items, *self.item_shapes):
+            if port not in self.media_tokens:
+                raise TokenPlanError(f"port {port!r} has no media token; ports: {list(self.media_tokens)}")
+        if self.too_long not in ("error", "skip", "truncate"):
+            raise TokenPlanError(f'too_long is {self.too_long!r}; wanted "error", "skip" or "truncate"')
+
+    @property
+    def ports(self) -> tuple[str, ...]:
+        """The ports in the order in which their projected tokens are concatenated."""
+        return tuple(self.media_tokens)
+
+    def plan_sample(
+        self,
+        spans: Sequence[Span],
+        media_sizes: Mapping[str, Sequence[MediaSize]] | None = None,
+        name: str = "",
+        branch: bool = False,
+    ) -> Sample:
+        """Lays out spans of text and media as one sequence.
+
+        Args:
+            spans: TextSpan and MediaSpan in order; `loss` may be any weight of 0 or more, for each id.
+            media_sizes: port -> the size of each item.
+            name: what messages call the sample.
+            branch: the spans are one branch of several that share the media, and need not show all items.
+
+        Raises:
+            TokenPlanError: spans and items do not match one to one, in order.
+            SampleTooLong: see `too_long`; also when truncation would leave no target.
+        """
+        given = media_sizes or {}
+        self._check_items(spans, given, name, branch)
+        sizes = {port: tuple(MediaSize(*size) for size in given.get(port, ())) for port in self.ports}
+        counts = {port: tuple(self._count(port, size, name) for size in sizes[port]) for port in self.ports}
+        starts, row = {}, 0
+        for port in self.ports:
+            for item, count in enumerate(counts[port]):
+                starts[port, item] = row
+                row += count
+
+        tokens, weights, rows, items, length = [], [], [], [], 0
+        for span in spans:
+            if isinstance(span, MediaSpan):
+                count, start = counts[span.port][span.item], starts[span.port, span.item]
+                tokens.append(np.full(count, self.media_tokens[span.port], np.int32))
+                weights.append(np.zeros(count, np.float32))
+                rows.append(np.arange(start, start + count, dtype=np.int32))
+                items.append((length, span.port))
+            else:
+                tokens.append(np.asarray(span.ids, np.int32))
+                weights.append(np.broadcast_to(np.asarray(span.loss, np.float32), tokens[-1].shape))
+                rows.append(np.full(len(span.ids), -1, np.int32))
+            length += len(tokens[-1])
+        empty = np.zeros(0, np.int32)
+        sample = Sample(
+            tokens=np.concatenate([empty, *tokens]),
+            positions=np.arange(length, dtype=np.int32),
+            loss_weights=np.concatenate([empty.astype(np.float32), *weights]),
+            media_index=np.concatenate([empty, *rows]),
+            item_tokens=counts,
+            media_sizes=sizes,
+            name=name,
+        )
+        sample.loss_weights[:1] = 0
+        if len(sample) > self.lengths[-1] and self.too_long == "truncate":
+            if branch:
+                raise SampleTooLong(self._too_long(sample) + "; a branch is not truncated")
+            sample = self._truncate(sample, items)
+        self.check(sample)
+        return sample
+
+    def check(self, sample: Sample) -> None:
+        """Raises SampleTooLong if the sample fits no bucket."""
+        if len(sample) > self.lengths[-1]:
+            raise SampleTooLong(self._too_long(sample))
+        for port, counts in sample.item_tokens.items():
+            most = self._items(port)[-1]
+            if len(counts) > most:
+                raise SampleTooLong(
+                    f"{sample.name}: {len(counts)} {port} items, more than the largest bucket of {most}"
+                )
+        most = self._targets(self.lengths[-1])[-1]
+        if sample.num_targets > most:
+            raise SampleTooLong(
+                f"{sample.name}: {sample.num_targets} target tokens, more than the largest bucket of {most}"
+            )
+
+    def share_prefix(self, samples: Sequence[Sample]) -> Sample:
+        """Merges K branches that share their media and begin alike, for instance K questions on one image.
+
+        The common prefix stands once, in attend_group 0; what follows of branch k is in group k = 1..K, with
+        positions that continue from the prefix. The prefix ends early enough that no branch begins with a
+        target: in the merged row only the first branch stands right behind the prefix, and a target is
+        predicted from the token before it. Inside the prefix the branches' weights are added up, so the
+        weighted sum of losses is that of the K separate rows.
+
+        Raises:
+            TokenPlanError: the branches' media differ, or some item is shown by no branch.
+            SampleTooLong: the merged sample fits no bucket; it is never truncated.
+        """
+        first = samples[0]
+        for other in samples[1:]:
+            if other.item_tokens != first.item_tokens or other.media_sizes != first.media_sizes:
+                raise TokenPlanError(f"{first.name}: its branches do not share their media")
+        total = sum(sum(counts) for counts in first.item_tokens.values())
+        shown = np.unique(np.concatenate([sample.media_index for sample in samples]))
+        if np.count_nonzero(shown >= 0) != total:
+            raise TokenPlanError(
+                f"{first.name}: the media have {total} tokens but the branches show "
+                f"{np.count_nonzero(shown >= 0)} of them; placeholders and items do not match"
+            )
+        if len(samples) == 1:
+            return first
+        prefix = min(map(len, samples))
+        for other in samples[1:]:
+            same = (first.tokens[:prefix] == other.tokens[:prefix]) & (
+                first.media_index[:prefix] == other.media_index[:prefix]
+            )
+            prefix = prefix if same.all() else int(np.argmin(same))
+        while prefix and any(len(s) > prefix and s.loss_weights[prefix] > 0 for s in samples):
+            prefix -= 1
+
+        def join(field: str) -> np.ndarray:
+            head = getattr(first, field)[:prefix]
+            return np.concatenate([head, *(getattr(sample, field)[prefix:] for sample in samples)])
+
+        weights = join("loss_weights")
+        weights[:prefix] = sum(sample.loss_weights[:prefix] for sample in samples)
+        groups = [np.zeros(prefix, np.int32)]
+        groups += [np.full(len(sample) - prefix, k, np.int32) for k, sample in enumerate(samples, 1)]
+        merged = dataclasses.replace(
+            first,
+            tokens=join("tokens"),
+            positions=join("positions"),
+            loss_weights=weights,
+            media_index=join("media_index"),
+            attend_group=np.concatenate(groups),
+        )
+        self.check(merged)
+        return merged
+
+    def bucket(self, samples: Sequence[Sample]) -> Bucket:
+        """The smallest static shape that holds all the samples.
+
+        Raises:
+            SampleTooLong: one of them fits no bucket.
+        """
+        for sample in samples:
+            self.check(sample)
+        length = _smallest(self.lengths, max(map(len, samples), default=0))
+        items = tuple(
+            (
+                port,
+                _smallest(
+                    self._items(port), max((len(s.item_tokens.get(port, ())) for s in samples), default=0)
+                ),
+            )
+            for port in self.ports
+        )
+        targets = _smallest(self._targets(length), max((sample.num_targets for sample in samples), default=0))
+        grouped = self.grouped or any(sample.attend_group is not None for sample in samples)
+        return Bucket(length, items, targets, grouped)
+
+    def largest_bucket(self) -> Bucket:
+        """The one shape that holds every sample, for batches whose shape must not depend on their samples."""
+        items = tuple((port, self._items(port)[-1]) for port in self.ports)
+        return Bucket(self.lengths[-1], items, self._targets(self.lengths[-1])[-1], self.grouped)
+
+    def _items(self, port: str) -> tuple[int, ...]:
+        return self.items.get(port, (0, 1, 2, 4, 8))
+
+    def _targets(self, length: int) -> tuple[int, ...]:
+        """The capacities of loss_positions up to T; the last one holds T targets unless a ladder is given."""
+        if self.targets:
+            return tuple(min(size, length) for size in self.targets)
+        ladder = [16]
+        while ladder[-1] < length:
+            ladder.append(2 * ladder[-1])
+        return tuple(min(size, length) for size in ladder)
+
+    def _too_long(self, sample: Sample) -> str:
+        return f"{sample.name}: {len(sample)} tokens, more than the longest bucket of {self.lengths[-1]}"
+
+    def _count(self, port: str, size: MediaSize, name: str) -> int:
+        count = self.count(port, size.grid, size.original_size)
+        if count < 1:
+            raise TokenPlanError(
+                f"{name}: an item of port {port!r} with {size} was counted as {count} tokens"
+            )
+        return int(count)
+
+    def _check_items(
+        self, spans: Sequence[Span], sizes: Mapping[str, Sequence], name: str, branch: bool
+    ) -> None:
+        shown: dict[str, list[int]] = {port: [] for port in self.ports}
+        for span in spans:
+            if isinstance(span, MediaSpan):
+                if span.port not in shown:
+                    raise TokenPlanError(f"{name}: no port {span.port!r}; the model has {list(self.ports)}")
+                shown[span.port].append(span.item)
+        for port in sizes:
+            if port not in shown and len(sizes[port]):
+                raise TokenPlanError(f"{name}: no port {port!r}; the model has {list(self.ports)}")
+        for port, numbers in shown.items():
+            given = len(sizes.get(port, ()))
+            if (len(numbers) != given and not branch) or any(number >= given for number in numbers):
+                raise TokenPlanError(
+                    f"{name}: {len(numbers)} {port} placeholder(s) but {given} {port} item(s)"
+                )
+            if numbers != sorted(set(numbers)):
+                raise TokenPlanError(
+                    f"{name}: {port} items are shown in the order {numbers}, not in their own"
+                )
+
+    def _truncate(self, sample: Sample, items: list[tuple[int, str]]) -> Sample:
+        """Cuts the end off, but before an item that the cut would fall into; `items` are (start, port)."""
+        cut = self.lengths[-1]
+        kept = dict.fromkeys(self.ports, 0)
+        for start, port in items:
+            end = start + sample.item_tokens[port][kept[port]]
+            if end > cut:
+                cut = min(cut, start)
+                break
+            kept[port] += 1
+        if not cut or (sample.num_targets and not np.count_nonzero(sample.loss_weights[:cut])):
+            raise SampleTooLong(
+                self._too_long(sample) + "; truncated, it would have no target or nothing left"
+            )
+        # Rows of dropped items leave holes where another port's rows follow them: number the kept rows anew.
+        index, row, shift = sample.media_index[:cut], 0, np.zeros(cut, np.int32)
+        for port in self.ports:
+            counts = sample.item_tokens[port]
+            inside = (index >= row) & (index < row + sum(counts))
+            shift[inside] = row - sum(sum(sample.item_tokens[p][: kept[p]]) for p in self._before(port))
+            row += sum(counts)
+        return dataclasses.replace(
+            sample,
+            tokens=sample.tokens[:cut],
+            positions=sample.positions[:cut],
+            loss_weights=sample.loss_weights[:cut],
+            media_index=np.where(index >= 0, index - shift, -1).astype(np.int32),
+            item_tokens={port: sample.item_tokens[port][: kept[port]] for port in self.ports},
+            media_sizes={port: sample.media_sizes[port][: kept[port]] for port in self.ports},
+        )
+
+    def _before(self, port: str) -> tuple[str, ...]:
+        return self.ports[: self.ports.index(port)]
+
+
+def _smallest(ladder: Sequence[int], size: int) -> int:
+    return next(step for step in ladder if step >= size)
