@@ -59,7 +59,15 @@ class DecoderConfig:
 
     def __post_init__(self):
         check_activation("backbone.activation", self.activation)
-        for name in ("vocab_size", "width", "num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_width"):
+        for name in (
+            "vocab_size",
+            "width",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+            "mlp_width",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"backbone.{name} must be at least 1, got {getattr(self, name)}")
         if self.num_heads % self.num_kv_heads:

@@ -44,7 +44,7 @@ class DualEncoderConfig:
 
 def _unbox(tree: Any, part: str) -> Any:
     """The values ("value") or logical axis names ("names") of a tree of boxed params."""
-    is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
+    is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
     return jax.tree.map(lambda box: getattr(box, part), tree, is_leaf=is_box)
 
 

@@ -75,9 +75,13 @@ class ViTConfig:
             raise ConfigError("vit.feature_layers must name at least one hidden state")
         for layer in self.feature_layers:
             if not -self.num_layers - 1 <= layer <= self.num_layers:
-                raise ConfigError(f"vit.feature_layers: {layer} is not among the {self.num_layers + 1} hidden states")
+                raise ConfigError(
+                    f"vit.feature_layers: {layer} is not among the {self.num_layers + 1} hidden states"
+                )
         if self.image_size < self.patch_size:
-            raise ConfigError(f"vit.image_size {self.image_size} is smaller than patch_size {self.patch_size}")
+            raise ConfigError(
+                f"vit.image_size {self.image_size} is smaller than patch_size {self.patch_size}"
+            )
 
     @property
     def num_patches(self) -> int:
@@ -87,7 +91,8 @@ class ViTConfig:
     @property
     def drops_first(self) -> bool:
         """Whether the features leave out the first token."""
-        return self.feature_strategy == "no_first" or (self.feature_strategy == "patches" and self.class_token)
+        only_class = self.feature_strategy == "patches" and self.class_token
+        return only_class or self.feature_strategy == "no_first"
 
     @property
     def feature_width(self) -> int:

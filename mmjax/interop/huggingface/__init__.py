@@ -1,0 +1,205 @@
+"""Directories in transformers' layout: read into our configs and params, and written so that it reads them.
+
+A family is a module with the same few functions: `config_from_hf`, `config_to_hf`, `table` (the rows that
+both directions walk), `rewrites` (spellings of names) and, where the tensors may overrule the config,
+`settle`. FAMILIES is the one place that says which model type belongs to which.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from mmjax.config import ConfigError, nearest
+from mmjax.encoders.dual import DualEncoder, DualEncoderConfig, Tower
+from mmjax.encoders.text import TextEncoderConfig
+from mmjax.encoders.vit import ViTConfig
+from mmjax.interop.huggingface import clip, llama, llava, qwen2, siglip
+from mmjax.interop.table import export_params, flatten, import_params, rename
+from mmjax.interop.tensors import WeightsError, read_directory, write_directory
+from mmjax.model import MultimodalLM, MultimodalLMConfig
+from mmjax.nn.lora import merge_lora
+
+FAMILIES: dict[str, ModuleType] = {
+    "llama": llama,
+    "qwen2": qwen2,
+    "llava": llava,
+    "clip": clip,
+    "clip_vision_model": clip,
+    "clip_text_model": clip,
+    "siglip": siglip,
+    "siglip_vision_model": siglip,
+    "siglip_text_model": siglip,
+}
+
+Config = MultimodalLMConfig | DualEncoderConfig | ViTConfig | TextEncoderConfig
+MODELS: dict[type, Callable[..., Any]] = {
+    MultimodalLMConfig: MultimodalLM,
+    DualEncoderConfig: DualEncoder,
+    ViTConfig: Tower,
+    TextEncoderConfig: Tower,
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Loaded:
+    """What a directory holds.
+
+    Attributes:
+        config: ours; its class says which model it is, see `model_of`.
+        params: nested dicts, blocks stacked.
+        hf_config: config.json as it stands there.
+        generation_config: generation_config.json, or None.
+    """
+
+    config: Config
+    params: dict[str, Any]
+    hf_config: dict[str, Any]
+    generation_config: dict[str, Any] | None = None
+
+
+def model_of(config: Config, **options: Any) -> Any:
+    """The MultimodalLM, DualEncoder or Tower of a config; `options` are dtype, param_dtype, remat."""
+    return MODELS[type(config)](config, **options)
+
+
+def family_of(config: Config) -> ModuleType:
+    """The family that a config of ours is written as."""
+    if isinstance(config, MultimodalLMConfig):
+        if config.encoders:
+            return llava
+        return qwen2 if config.backbone.qkv_bias and not config.backbone.out_bias else llama
+    if isinstance(config, DualEncoderConfig):
+        return siglip if config.logit_bias else clip
+    if isinstance(config, ViTConfig):
+        return clip if config.class_token else siglip
+    return clip if config.causal else siglip
+
+
+def read_config(directory: str | os.PathLike) -> tuple[Config, dict[str, Any]]:
+    """Our config and config.json of a directory.
+
+    Raises:
+        FileNotFoundError: there is no config.json.
+        ConfigError: it is no JSON, of a family that is not supported, quantised, or has unsupported options.
+    """
+    hf = _json(Path(directory) / "config.json")
+    if hf is None:
+        raise FileNotFoundError(f"{directory} has no config.json")
+    kind = hf.get("model_type")
+    if kind not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise ConfigError(
+            f"{directory}/config.json: model_type {kind!r} is not supported.{nearest(str(kind), FAMILIES)} "
+            f"Supported are {known}"
+        )
+    if hf.get("quantization_config"):
+        method = hf["quantization_config"].get("quant_method", "unknown")
+        raise ConfigError(f"{directory}/config.json: weights quantised with {method!r} are not supported")
+    return FAMILIES[kind].config_from_hf(hf), hf
+
+
+def load(
+    directory: str | os.PathLike, dtype: str = "float32", put: Callable[[str, np.ndarray], Any] | None = None
+) -> Loaded:
+    """Reads a directory that transformers' `save_pretrained` wrote, or one from the hub, without torch.
+
+    Args:
+        directory: holds config.json and weights (safetensors or pytorch_model.bin, sharded or not), in any of
+            the spellings of names that transformers has had.
+        dtype: of the params, "float32" or "bfloat16"; values are cast to it.
+        put: (path, array [numpy]) -> what stands in params, e.g. the array placed on a mesh; a jax array on
+            the default device unless told. Called for one finished leaf at a time.
+
+    Raises:
+        FileNotFoundError: no config.json or no weights.
+        ConfigError: an unsupported family or option.
+        WeightsError: damaged files; or one list of every missing, left-over and misshapen tensor.
+    """
+    config, hf = read_config(directory)
+    family = FAMILIES[hf["model_type"]]
+    tensors = rename(read_directory(directory), family.rewrites(config))
+    if hasattr(family, "settle"):
+        config, tensors = family.settle(config, tensors)
+    shapes = model_of(config, param_dtype=dtype).param_shapes()
+    put = put or (lambda path, array: jnp.array(array))
+    try:
+        params = import_params(family.table(config), tensors, shapes, put, family.IGNORE)
+    except WeightsError as error:
+        raise WeightsError(f"{directory}: {error}") from error
+    return Loaded(config, params, hf, _json(Path(directory) / "generation_config.json"))
+
+
+def save(
+    directory: str | os.PathLike,
+    config: Config,
+    params: Mapping[str, Any],
+    hf_config: Mapping[str, Any] | None = None,
+    generation_config: Mapping[str, Any] | None = None,
+    max_shard_size: int = 5 * 10**9,
+) -> list[Path]:
+    """Writes a directory that transformers' `from_pretrained` loads, with the same outputs.
+
+    LoRA leaves are merged into the kernels they adapt.
+
+    Args:
+        directory: made if need be.
+        config, params: ours.
+        hf_config: a config.json whose other keys (token ids, initialisation, ...) are kept.
+        generation_config: content of generation_config.json; language models get one in any case.
+        max_shard_size: bytes of a weights file, see `write_directory`.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ConfigError: no family can express this config.
+        WeightsError: the params do not fit the config.
+    """
+    family = family_of(config)
+    if isinstance(config, MultimodalLMConfig) and config.backbone.lora is not None:
+        params = {**params, "backbone": merge_lora(params["backbone"], config.backbone.lora)}
+        config = dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, lora=None))
+    leaves = flatten(params)
+    expected = flatten(model_of(config).param_shapes())
+    wrong = [
+        f"{path}: {tuple(leaves[path].shape)}, the config says {tuple(spec.shape)}"
+        for path, spec in expected.items()
+        if path in leaves and tuple(leaves[path].shape) != tuple(spec.shape)
+    ]
+    if wrong:
+        raise WeightsError("params that do not fit the config:\n  " + "\n  ".join(wrong))
+    out = family.config_to_hf(config, hf_config)
+    out["dtype"] = str(np.dtype(next(iter(leaves.values())).dtype))
+    directory = Path(directory)
+    written = write_directory(directory, export_params(family.table(config), params), max_shard_size)
+    written.append(_write_json(directory / "config.json", out))
+    if isinstance(config, MultimodalLMConfig):
+        text = {**out, **out.get("text_config", {})}
+        ends = {key: text.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        ends = {key: value for key, value in ends.items() if value is not None}
+        written.append(_write_json(directory / "generation_config.json", dict(generation_config or ends)))
+    return written
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds a {type(content).__name__}, not an object")
+    return content
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> Path:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return path

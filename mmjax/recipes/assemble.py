@@ -1,0 +1,285 @@
+"""From a training config to the model it starts from: pretrained parts, fresh parts, and the processor.
+
+Each part comes from a checkpoint of its own, or from random weights. What a checkpoint says about itself
+must agree with the config; only the vocabulary may be larger here: its new rows start from the mean of the
+others.
+"""
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from mmjax.config import ConfigError
+from mmjax.data.image import ImageError, ImageProcessor
+from mmjax.data.processor import Processor
+from mmjax.data.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_gguf
+from mmjax.distributed.mesh import MeshConfig, check_fits
+from mmjax.distributed.rules import shardings
+from mmjax.encoders.dual import DualEncoderConfig
+from mmjax.interop import gguf, huggingface
+from mmjax.model import MultimodalLM, MultimodalLMConfig
+from mmjax.train.stage import combine, flatten
+
+
+@dataclasses.dataclass(frozen=True)
+class InitConfig:
+    """Where pretrained parts come from; None is random weights.
+
+    Attributes:
+        backbone: a directory in transformers' layout (of a language model, or of a LLaVA), or a .gguf file.
+        encoders: port -> a directory in transformers' layout (of a vision tower, or of CLIP or SigLIP whole).
+    """
+
+    backbone: str | None = None
+    encoders: dict[str, str | None] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessorConfig:
+    """How conversations become samples; see `mmjax.data.processor.Processor`.
+
+    Attributes:
+        tokenizer: a directory, a .gguf file, "bytes" (one token a byte, then <s> and </s>), or None: that of
+            `init.backbone`.
+        placeholders: port -> what the template prints for an item; becomes a control token.
+        images: port -> fields of `mmjax.data.image.ImageProcessor`.
+        template: jinja source, or None: the tokenizer's own.
+        lengths, items, targets, too_long: see `TokenPlan`.
+    """
+
+    tokenizer: str | None = None
+    placeholders: dict[str, str] = dataclasses.field(default_factory=dict)
+    images: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    template: str | None = None
+    lengths: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
+    items: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    targets: tuple[int, ...] = ()
+    too_long: str = "error"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The whole of a training config file; a file in `configs/` returns the mapping of one.
+
+    Attributes:
+        name: shown and saved.
+        stages: name -> `mmjax.train.stage.StageConfig` without its name, in the order in which they run.
+        model: the parts; needed unless `from_pretrained` is given.
+        from_pretrained: a checkpoint to go on from, as `mmjax.from_pretrained` takes it.
+        init, processor: see there; not used with `from_pretrained`, which has all of it.
+        mesh: see `MeshConfig`.
+        dtype, param_dtype, remat: see `MultimodalLM`.
+        seed: of fresh parameters.
+    """
+
+    name: str
+    stages: dict[str, dict[str, Any]]
+    model: MultimodalLMConfig | None = None
+    from_pretrained: str | None = None
+    init: InitConfig = dataclasses.field(default_factory=InitConfig)
+    processor: ProcessorConfig = dataclasses.field(default_factory=ProcessorConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    remat: str = "none"
+    seed: int = 0
+
+
+def assemble(config: TrainConfig, mesh: Mesh) -> tuple[MultimodalLM, dict[str, Any], Processor]:
+    """The model, its params (pretrained leaves numpy on the host, fresh ones on `mesh`), and the processor.
+
+    Raises:
+        FileNotFoundError: a checkpoint that does not exist.
+        ConfigError: no model, parts that do not fit the config, or a tokenizer that does not fit the model.
+        WeightsError: a checkpoint whose tensors do not fit its own config.
+    """
+    if config.model is None:
+        raise ConfigError("the config names neither a model nor from_pretrained")
+    model = MultimodalLM(config.model, config.dtype, config.param_dtype, config.remat)
+    check_fits(model.param_shapes(), model.param_axes(), mesh)
+    loaded = _pretrained(config)
+    shapes = flatten(model.param_shapes())
+    wrong = [
+        f"  {path}: {tuple(array.shape)}, the config says {tuple(shapes[path].shape)}"
+        for path, array in loaded.items()
+        if array.shape != shapes[path].shape
+    ]
+    if wrong:
+        raise ConfigError("\n".join(["pretrained parts do not fit the config:", *wrong]))
+    fresh = fresh_params(model, shapes.keys() - loaded.keys(), config.seed, mesh)
+    return model, combine(loaded, fresh), make_processor(config)
+
+
+def fresh_params(model: MultimodalLM, paths: Collection[str], seed: int, mesh: Mesh) -> dict[str, jax.Array]:
+    """Random values of the leaves at `paths`, made where they belong on the mesh, and of no others."""
+    if not paths:
+        return {}
+    places = flatten(shardings(model.param_axes(), mesh))
+
+    def chosen(key: jax.Array) -> dict[str, jax.Array]:
+        leaves = flatten(model.init(key))
+        return {path: leaves[path] for path in sorted(paths)}
+
+    where = {path: places[path] for path in sorted(paths)}
+    # It runs once: on a CPU, compiling the generator of every leaf with optimisation takes longer than it saves.
+    quick = mesh.devices.flat[0].platform == "cpu"
+    options = {"xla_backend_optimization_level": 0} if quick else None
+    return jax.jit(chosen, out_shardings=where, compiler_options=options)(jax.random.key(seed))
+
+
+def _pretrained(config: TrainConfig) -> dict[str, np.ndarray]:
+    """path -> array of every part that `init` names."""
+    leaves = {}
+    if config.init.backbone is not None:
+        leaves |= _flat("backbone", _backbone(config))
+    for port, source in config.init.encoders.items():
+        if port not in config.model.encoders:
+            raise ConfigError(f"init.encoders: no port {port!r}; the model has {list(config.model.encoders)}")
+        if source is not None:
+            leaves |= _flat(f"encoders/{port}", _encoder(config, port, source))
+    return leaves
+
+
+def _backbone(config: TrainConfig) -> dict[str, Any]:
+    source, wanted = config.init.backbone, config.model.backbone
+    if source.endswith(".gguf"):
+        found, params, _ = gguf.load_gguf(source, config.param_dtype, _on_host)
+    else:
+        loaded = huggingface.load(source, config.param_dtype, _on_host)
+        found, params = loaded.config, loaded.params
+        if not isinstance(found, MultimodalLMConfig):
+            raise ConfigError(f"init.backbone: {source} holds a {type(found).__name__}, no language model")
+    # A longer context, more words and adapters are this config's own affair.
+    _check_same(wanted, found.backbone, "model.backbone", source, ("vocab_size", "max_positions", "lora"))
+    return _grow_vocabulary(params["backbone"], wanted.vocab_size, source)
+
+
+def _encoder(config: TrainConfig, port: str, source: str) -> dict[str, Any]:
+    wanted = config.model.encoders[port]
+    loaded = huggingface.load(source, config.param_dtype, _on_host)
+    found, params = loaded.config, loaded.params
+    if isinstance(found, DualEncoderConfig):
+        found, params = found.image, params["image"]
+    elif isinstance(found, MultimodalLMConfig) and port in found.encoders:
+        found, params = found.encoders[port], params["encoders"][port]
+    if type(found) is not type(wanted):
+        raise ConfigError(f"init.encoders.{port}: {source} holds a {type(found).__name__}, no {wanted.kind}")
+    # Which features are taken is this config's choice; so is leaving out the map into the shared space.
+    free = ("feature_layers", "feature_strategy", "projection_dim")
+    _check_same(wanted, found, f"model.encoders.{port}", source, free)
+    if wanted.projection_dim is None:
+        params = {name: leaf for name, leaf in params.items() if name != "projection"}
+    return params
+
+
+def _check_same(wanted: Any, found: Any, where: str, source: str, free: Collection[str]) -> None:
+    names = [field.name for field in dataclasses.fields(wanted) if field.name not in free]
+    differ = [
+        f"{name} (here {getattr(wanted, name)!r}, there {getattr(found, name)!r})"
+        for name in names
+        if getattr(wanted, name) != getattr(found, name)
+    ]
+    if differ:
+        raise ConfigError(f"{where} and {source} differ: {', '.join(differ)}")
+
+
+def _grow_vocabulary(backbone: dict[str, Any], size: int, source: str) -> dict[str, Any]:
+    """The backbone with rows up to `size`, the new ones the mean of those there were."""
+    have = backbone["embed"]["embedding"].shape[0]
+    if have > size:
+        raise ConfigError(f"model.backbone.vocab_size is {size}, but {source} has {have} tokens")
+    if have == size:
+        return backbone
+
+    def grown(table: np.ndarray, axis: int) -> np.ndarray:
+        mean = table.astype(np.float32).mean(axis, keepdims=True).astype(table.dtype)
+        return np.concatenate([table, np.repeat(mean, size - have, axis)], axis)
+
+    out = {**backbone, "embed": {"embedding": grown(backbone["embed"]["embedding"], 0)}}
+    if "lm_head" in backbone:
+        out["lm_head"] = {**backbone["lm_head"], "kernel": grown(backbone["lm_head"]["kernel"], 1)}
+    return out
+
+
+def make_processor(config: TrainConfig) -> Processor:
+    """The processor that `config.processor` describes.
+
+    Raises:
+        ConfigError: no tokenizer, one with more tokens than the model, or whose id for a placeholder is not
+            the model's media token.
+    """
+    spec, model = config.processor, config.model
+    tokenizer = _tokenizer(spec.tokenizer or config.init.backbone)
+    tokenizer = tokenizer.with_tokens(spec.placeholders.values())
+    if tokenizer.vocab_size > model.backbone.vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, model.backbone.vocab_size is "
+            f"{model.backbone.vocab_size}"
+        )
+    for port, printed in spec.placeholders.items():
+        id_there, id_here = tokenizer.token_id(printed), model.media_tokens.get(port)
+        if id_there != id_here:
+            raise ConfigError(
+                f"model.media_tokens.{port} is {id_here}, but the tokenizer's id of {printed!r} is {id_there}"
+            )
+    try:
+        images = {port: ImageProcessor(**fields) for port, fields in spec.images.items()}
+    except (ImageError, TypeError) as error:
+        raise ConfigError(f"processor.images: {error}") from error
+    return Processor(
+        tokenizer,
+        images,
+        spec.template,
+        spec.placeholders,
+        model.media_tokens,
+        model.num_tokens,
+        lengths=spec.lengths,
+        items=spec.items,
+        targets=spec.targets,
+        too_long=spec.too_long,
+    )
+
+
+def _tokenizer(source: str | None) -> Tokenizer:
+    if source is None:
+        raise ConfigError('processor.tokenizer: give a directory, a .gguf file or "bytes"')
+    if source == "bytes":
+        return byte_tokenizer()
+    if source.endswith(".gguf"):
+        return tokenizer_from_gguf(gguf.read_gguf(source)[0])
+    tokenizer = load_tokenizer(source)
+    if tokenizer is None:
+        raise ConfigError(f"{source} has no tokenizer files; set processor.tokenizer")
+    return tokenizer
+
+
+def byte_tokenizer() -> Tokenizer:
+    """One token for each of the 256 bytes, in the order of their values as printed, then <s> and </s>."""
+    from tokenizers import Tokenizer as Raw
+    from tokenizers import decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Raw(models.BPE({character: number for number, character in enumerate(alphabet)}, []))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    raw.decoder = decoders.ByteLevel()
+    raw.add_special_tokens(["<s>", "</s>"])
+    with tempfile.TemporaryDirectory() as folder:
+        raw.save(str(Path(folder) / "tokenizer.json"))
+        named = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True}
+        (Path(folder) / "tokenizer_config.json").write_text(json.dumps(named), encoding="utf-8")
+        return load_tokenizer(folder)
+
+
+def _flat(prefix: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    return flatten(params, prefix + "/")
+
+
+def _on_host(path: str, array: np.ndarray) -> np.ndarray:
+    return np.array(array)

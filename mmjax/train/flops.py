@@ -1,0 +1,201 @@
+"""Model FLOPs of a training step, and the peak of the chips: the two halves of MFU.
+
+Counted are matrix products and convolutions of the model itself: forward once, once more where a gradient
+passes through to earlier activations, once more for weights that are trained (6N, 4N or 2N a token).
+Attention is counted causal, input embeddings are not counted, nor is rematerialisation, padding, or the
+output layer where no loss is taken. (Chowdhery et al., 2022, "PaLM", appendix B, with causal attention.)
+"""
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmjax.data.contracts import Batch, Media, TextStream
+from mmjax.train.losses import target_weights
+from mmjax.train.stage import flatten
+
+# Dense bfloat16 FLOP/s of one chip from the makers' data sheets; the first name that the device kind holds.
+PEAKS = (
+    ("TPU v4", 275e12),
+    ("TPU v5 lite", 197e12),
+    ("TPU v5e", 197e12),
+    ("TPU v5", 459e12),
+    ("TPU v6", 918e12),
+    ("H100 PCIe", 756e12),
+    ("H100", 989e12),
+    ("H200", 989e12),
+    ("A100", 312e12),
+)
+
+
+class StepFlops:
+    """FLOPs of one training step of a model with a given set of trained paths.
+
+    Args:
+        model: a MultimodalLM with a decoder backbone.
+        trained: the trained paths.
+    """
+
+    def __init__(self, model: Any, trained: Iterable[str]):
+        self._model, self._trained = model, frozenset(trained)
+        self._shapes = model.param_shapes()
+        self._leaves = flatten(self._shapes)
+        self._forward: dict[Any, tuple[float, float]] = {}
+        config = model.config.backbone
+        # A gradient passes through the blocks as soon as anything in or before them is trained.
+        before = ("projectors/", "encoders/", "backbone/embed/", "backbone/blocks/")
+        passes = any(path.startswith(before) for path in self._trained)
+        self.per_token = 0.0
+        for path, leaf in self._leaves.items():
+            if path.startswith("backbone/blocks/") and path.endswith(("/kernel", "/lora_a", "/lora_b")):
+                self.per_token += 2 * math.prod(leaf.shape) * self._factor(path in self._trained, passes)
+        heads = config.num_layers * config.num_heads * config.head_dim
+        self.per_pair = 4 * heads * self._factor(passes, passes)
+        head = "backbone/embed/embedding" if config.tie_embeddings else "backbone/lm_head/kernel"
+        passes_head = passes or any(path.startswith("backbone/norm/") for path in self._trained)
+        self.per_target = (
+            2 * config.width * config.vocab_size * self._factor(head in self._trained, passes_head)
+        )
+
+    @staticmethod
+    def _factor(trained: bool, passes: bool) -> int:
+        return 1 + int(trained) + int(passes)
+
+    def of(self, batch: Batch, causal: bool = True) -> float:
+        """FLOPs of one step on `batch` (host arrays); with `causal` False, attention as the full square."""
+        total = 0.0
+        for text in batch.texts.values():
+            total += self.per_token * tokens_of(text) + self.per_pair * attended_pairs(text, causal)
+            total += self.per_target * int(np.count_nonzero(np.asarray(target_weights(text))))
+        for port, media in batch.media.items():
+            total += self._media(port, media)
+        return total
+
+    def _media(self, port: str, media: Media) -> float:
+        if media.stage == "projected":
+            return 0.0
+        key = (port, media.stage, np.shape(media.values))
+        if key not in self._forward:
+            self._forward[key] = self._media_forward(port, media)
+        encode, project = self._forward[key]
+        encoder_trained = self._share(f"encoders/{port}/")
+        projector_trained = self._share(f"projectors/{port}/")
+        if encoder_trained:
+            encode *= 2 + encoder_trained
+            project *= 2 + projector_trained
+        else:
+            project *= 1 + 2 * projector_trained
+        real = 1.0 if media.segment_ids is None else float(np.mean(np.asarray(media.segment_ids) > 0))
+        return (encode + project) * real
+
+    def _media_forward(self, port: str, media: Media) -> tuple[float, float]:
+        """Forward FLOPs of encoder and projector, read from their traced programs."""
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), media)
+        encode, encoded = 0.0, shapes
+        if media.stage == "raw":
+            run = lambda params, item: self._model.encode(params, port, item)  # noqa: E731
+            encode = traced_flops(run, self._shapes, shapes)
+            encoded = jax.eval_shape(run, self._shapes, shapes)
+        project = traced_flops(
+            lambda p, item: self._model.encode_media(p, {port: item}), self._shapes, encoded
+        )
+        return encode, project
+
+    def _share(self, prefix: str) -> float:
+        """The trained share of the parameters under a prefix."""
+        sizes = {
+            path: math.prod(leaf.shape) for path, leaf in self._leaves.items() if path.startswith(prefix)
+        }
+        return sum(size for path, size in sizes.items() if path in self._trained) / max(
+            sum(sizes.values()), 1
+        )
+
+
+def tokens_of(text: TextStream) -> int:
+    """Tokens of a stream that are not padding."""
+    return int(np.count_nonzero(np.asarray(text.segment_ids) > 0))
+
+
+def attended_pairs(text: TextStream, causal: bool = True) -> int:
+    """(query, key) pairs that attention has: within a segment; with groups, of the prefix and one's own.
+
+    Causal: n (n + 1) / 2 of n tokens; else n squared.
+    """
+    segments = np.asarray(text.segment_ids)
+    groups = np.zeros_like(segments) if text.attend_group is None else np.asarray(text.attend_group)
+    pairs = 0
+    for segment, group in zip(segments, groups, strict=True):
+        for number in np.unique(segment[segment > 0]):
+            sizes = np.bincount(group[segment == number]).astype(np.int64)
+            own = sizes * (sizes + 1) // 2 if causal else sizes * sizes
+            prefix = sizes[0] * sizes[1:].sum() * (1 if causal else 2)
+            pairs += int(own.sum() + prefix)
+    return pairs
+
+
+def traced_flops(function: Any, *args: Any) -> float:
+    """FLOPs of matrix products and convolutions in a function's jaxpr; scans count every turn."""
+    return _jaxpr_flops(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _jaxpr_flops(jaxpr: Any) -> float:
+    total = 0.0
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        if name == "dot_general":
+            (contract, _), _ = params["dimension_numbers"]
+            inner = math.prod(equation.invars[0].aval.shape[axis] for axis in contract)
+            total += 2.0 * math.prod(equation.outvars[0].aval.shape) * inner
+        elif name == "conv_general_dilated":
+            kernel = equation.invars[1].aval.shape
+            outputs = kernel[params["dimension_numbers"].rhs_spec[0]]
+            total += 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) / outputs
+        else:
+            inner = [_jaxpr_flops(sub) for value in params.values() for sub in _jaxprs(value)]
+            times = params["length"] if name == "scan" else 1
+            total += times * (max(inner, default=0.0) if name == "cond" else sum(inner))
+    return total
+
+
+def _jaxprs(value: Any) -> list[Any]:
+    if hasattr(value, "eqns"):
+        return [value]
+    if hasattr(value, "jaxpr"):
+        return [value.jaxpr]
+    return [sub for item in value for sub in _jaxprs(item)] if isinstance(value, (tuple, list)) else []
+
+
+def peak_flops(devices: Sequence[jax.Device]) -> tuple[float | None, str]:
+    """(FLOP/s of all devices together, where the figure is from); None for an unknown kind.
+
+    Accelerators: dense bfloat16 figures of the data sheets. CPU: a float32 matrix product timed now, on the
+    whole machine, however many devices it is split into.
+    """
+    kind = devices[0].device_kind
+    if devices[0].platform == "cpu":
+        return measured_peak(devices[0]), "float32 matrix product timed on this CPU at the start"
+    for name, peak in PEAKS:
+        if name.lower() in kind.lower():
+            chips = {
+                (device.process_index, tuple(getattr(device, "coords", (device.id,)))) for device in devices
+            }
+            return peak * len(chips), f"data sheet, dense bfloat16, {len(chips)} x {kind}"
+    return None, f"no peak known for {kind!r}"
+
+
+def measured_peak(device: jax.Device, size: int = 1024, times: int = 5) -> float:
+    """Best FLOP/s of `times` float32 products of two size x size matrices."""
+    a = jax.device_put(np.ones((size, size), np.float32), device)
+    product = jax.jit(jnp.matmul)
+    jax.block_until_ready(product(a, a))
+    best = math.inf
+    for _ in range(times):
+        start = time.perf_counter()
+        jax.block_until_ready(product(a, a))
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * size**3 / best

@@ -1,0 +1,84 @@
+"""The next-token loss, as a sum and a weight, so that any split of a batch gives the same number.
+
+A loss here is `(model, params, batch, rng) -> (sum, aux)` with `aux["weight"]` what to divide by; the step
+adds both up over the global batch and over the micro-batches before it divides.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mmjax.data.contracts import Batch, TextStream
+
+
+def target_weights(text: TextStream) -> jax.Array:
+    """float32 [B, T]: the weight of each token as a target.
+
+    `loss_weights` (1 where there are none), set to 0 where the token is padding or where the token before it
+    cannot see it follow: the first of a row, of a packed segment, or of an attend group behind another group.
+    """
+    segment = jnp.asarray(text.segment_ids)
+    if text.loss_weights is None:
+        weights = jnp.ones(segment.shape, jnp.float32)
+    else:
+        weights = jnp.asarray(text.loss_weights, jnp.float32)
+    follows = (segment[:, 1:] > 0) & (segment[:, 1:] == segment[:, :-1])
+    if text.attend_group is not None:
+        group = jnp.asarray(text.attend_group)
+        follows &= (group[:, 1:] == group[:, :-1]) | (group[:, :-1] == 0)
+    return weights * jnp.pad(follows, ((0, 0), (1, 0)))
+
+
+def next_token_loss(
+    model: Any, params: Any, batch: Batch, rng: jax.Array | None = None, stream: str = "text"
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Weighted sum of -log p(token t | what stands before t), in float32.
+
+    Token t is predicted from the hidden state at t - 1 of its row, transformers' `labels` convention. With
+    `loss_positions` [B, M], logits [B, M, V] are computed there alone; else at all T - 1 places.
+
+    Args:
+        model: a MultimodalLM.
+        params: its params, blocks stacked.
+        batch: what flows in; `batch.texts[stream]` is the stream that is predicted.
+        rng: for whatever the model draws, or None.
+        stream: name of the stream.
+
+    Returns:
+        The sum (float32 scalar), and scalars "weight" (divide by it), "correct" (weight of the targets that
+        greedy decoding gets right) and "targets" (how many have a weight).
+    """
+    media = model.encode_media(params, batch.media, rng)
+    hidden = model.forward(params, batch.texts, media, batch.media_owner)
+    text = batch.texts[stream]
+    tokens, weights = jnp.asarray(text.tokens), target_weights(text)
+    if text.loss_positions is None:
+        hidden, targets, weights = hidden[:, :-1], tokens[:, 1:], weights[:, 1:]
+    else:
+        places = jnp.asarray(text.loss_positions)
+        real, at = places > 0, jnp.maximum(places, 0)
+        targets = jnp.take_along_axis(tokens, at, axis=1)
+        weights = jnp.where(real, jnp.take_along_axis(weights, at, axis=1), 0.0)
+        hidden = jnp.take_along_axis(hidden, jnp.maximum(at - 1, 0)[:, :, None], axis=1)
+    loss, correct = cross_entropy(model.logits(params, hidden), targets)
+    # A hidden state of padding may hold anything; its loss must not reach the sum, not even times zero.
+    used = weights != 0
+    total = jnp.sum(jnp.where(used, loss * weights, 0.0))
+    aux = {
+        "weight": jnp.sum(weights),
+        "correct": jnp.sum(jnp.where(correct, weights, 0.0)),
+        "targets": jnp.sum(used, dtype=jnp.int32),
+    }
+    return total, aux
+
+
+def cross_entropy(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """-log softmax(logits)[target] float32 [...], and whether the target is the argmax, of logits [..., V].
+
+    The target's logit is picked by a masked sum, not a gather, so that logits may be sharded over V.
+    """
+    logits = logits.astype(jnp.float32)
+    classes = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    picked = jnp.sum(jnp.where(classes == targets[..., None], logits, 0.0), axis=-1)
+    return jax.nn.logsumexp(logits, axis=-1) - picked, jnp.argmax(logits, axis=-1) == targets

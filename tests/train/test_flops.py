@@ -1,0 +1,135 @@
+"""FLOPs against hand counts and brute force, the peaks, and the cache of encoder features."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmjax.backbones.decoder import DecoderConfig
+from mmjax.data.contracts import Batch, Media, TextStream
+from mmjax.encoders.vit import ViTConfig
+from mmjax.model import MultimodalLM, MultimodalLMConfig
+from mmjax.nn.masks import attention_mask
+from mmjax.projectors.mlp import MLPProjectorConfig
+from mmjax.train.features import cache_features
+from mmjax.train.flops import StepFlops, attended_pairs, peak_flops, traced_flops
+from mmjax.train.stage import flatten
+
+D, F, L, V, H, K, C = 12, 20, 3, 31, 6, 2, 4
+VIT = ViTConfig(
+    image_size=6, patch_size=3, width=8, num_layers=2, num_heads=2, mlp_width=10, feature_strategy="patches"
+)
+MODEL = MultimodalLM(
+    MultimodalLMConfig(
+        DecoderConfig(V, D, L, H, K, C, F), {"image": VIT}, {"image": MLPProjectorConfig(8, 16, D)}, {"image": 0}
+    )
+)
+PATHS = list(flatten(MODEL.param_shapes()))
+BLOCKS = L * (D * H * C * 2 + D * K * C * 2 + 3 * D * F)
+# 5 tokens in the ViT (a class token); forward FLOPs of one image, and of its 4 tokens in the projector.
+ENCODER = 2 * 4 * (3 * 3 * 3 * 8) + 2 * (2 * 5 * (4 * 8 * 8 + 2 * 8 * 10) + 4 * 5 * 5 * 8)
+PROJECTOR = 2 * 4 * (8 * 16 + 16 * D)
+
+
+def make_batch(stage="raw"):
+    segments = np.array([[1] * 7, [1] * 5 + [0] * 2], np.int32)
+    weights = np.zeros((2, 7), np.float32)
+    weights[0, 3:] = 1
+    weights[1, 4:] = 1  # two of them padding
+    tokens = np.zeros((2, 7), np.int32)
+    text = TextStream(tokens, np.tile(np.arange(7, dtype=np.int32), (2, 1)), segments, weights)
+    shape = {"raw": (2, 1, 6, 6, 3), "encoded": (2, 4, 8), "projected": (2, 4, D)}[stage]
+    return Batch({"text": text}, {"image": Media(np.zeros(shape, np.float32), stage=stage)})
+
+
+def parts(blocks, attention, head, encoder, projector):
+    pairs, tokens, targets = 28 + 15, 12, 5
+    return (
+        blocks * 2 * BLOCKS * tokens
+        + attention * 4 * H * C * L * pairs
+        + head * 2 * D * V * targets
+        + encoder * 2 * ENCODER
+        + projector * 2 * PROJECTOR
+    )
+
+
+@pytest.mark.parametrize(
+    "prefixes, expected",
+    [
+        ([""], parts(3, 3, 3, 3, 3)),
+        (["backbone", "projectors"], parts(3, 3, 3, 1, 3)),
+        (["projectors"], parts(2, 3, 2, 1, 3)),
+        (["backbone/lm_head"], parts(1, 1, 2, 1, 1)),
+        (["encoders"], parts(2, 3, 2, 3, 2)),
+    ],
+)
+def test_6n_4n_2n_by_hand(prefixes, expected):
+    trained = [path for path in PATHS if path.startswith(tuple(prefixes))]
+    flops = StepFlops(MODEL, trained)
+    assert flops.of(make_batch()) == expected
+    encoder_share = 3 if prefixes in ([""], ["encoders"]) else 1
+    assert flops.of(make_batch("encoded")) == pytest.approx(expected - encoder_share * 2 * ENCODER)
+
+
+def test_full_attention_counts_the_whole_square():
+    flops = StepFlops(MODEL, [path for path in PATHS if path.startswith("projectors")])
+    more = flops.of(make_batch(), causal=False) - flops.of(make_batch())
+    assert more == 3 * 4 * H * C * L * (49 + 25 - 28 - 15)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_pairs_are_those_of_the_attention_mask(seed):
+    rng = np.random.default_rng(seed)
+    segments = np.sort(rng.integers(0, 4, (3, 17)), axis=1)[:, ::-1].astype(np.int32).copy()
+    group = rng.integers(0, 3, (3, 17)).astype(np.int32)
+    group = np.sort(group, axis=1)
+    text = TextStream(segments, segments, segments)
+    assert attended_pairs(text) == int(attention_mask(text).sum())
+    one = np.ones_like(segments)
+    grouped = TextStream(one, one, one, attend_group=group)
+    assert attended_pairs(grouped) == int(attention_mask(grouped).sum())
+
+
+def test_traced_flops_counts_convolutions_loops_and_branches():
+    x, kernel = jnp.zeros((2, 9, 8, 3)), jnp.zeros((3, 2, 3, 5))
+
+    def convolve(x, kernel):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, (2, 1), "VALID", dimension_numbers=numbers)
+
+    assert traced_flops(convolve, x, kernel) == 2 * (2 * 4 * 7 * 5) * (3 * 2 * 3)
+    a = jnp.zeros((4, 4))
+    scanned = lambda a: jax.lax.scan(lambda c, _: (jax.jit(jnp.matmul)(c, a), None), a, length=6)  # noqa: E731
+    assert traced_flops(scanned, a) == 6 * 2 * 4**3
+    branch = lambda a: jax.lax.cond(a[0, 0] > 0, lambda a: a @ a @ a, lambda a: a @ a, a)  # noqa: E731
+    assert traced_flops(branch, a) == 2 * 2 * 4**3
+
+
+def test_peaks():
+    class Chip:
+        platform, process_index = "tpu", 0
+
+        def __init__(self, kind, index):
+            self.device_kind, self.id = kind, index
+
+    peak, source = peak_flops([Chip("TPU v5 lite", i) for i in range(4)])
+    assert peak == 4 * 197e12 and "data sheet" in source
+    assert peak_flops([Chip("TPU v5p", 0)])[0] == 459e12
+    assert peak_flops([Chip("NVIDIA H100 80GB HBM3", 0)])[0] == 989e12
+    assert peak_flops([Chip("abacus", 0)])[0] is None
+    peak, source = peak_flops(jax.devices())
+    assert 1e8 < peak < 1e14 and "timed" in source
+
+
+def test_cached_features_are_those_of_the_encoder():
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda s: jnp.asarray(0.3 * rng.normal(size=s.shape), jnp.float32), MODEL.param_shapes())
+    images = rng.normal(size=(7, 6, 6, 3)).astype(np.float32)
+    features = cache_features(MODEL, params, "image", iter(images), batch_size=3)
+    assert features.shape == (7, 4, 8)
+    expected = MODEL.encode(params, "image", Media(images[:, None])).values
+    np.testing.assert_allclose(features, expected, atol=1e-5)
+    with pytest.raises(ValueError, match=r"image 4 has shape \(6, 5, 3\)"):
+        cache_features(MODEL, params, "image", [*images[:4], images[4, :, :5]], batch_size=3)
+    with pytest.raises(ValueError, match="no image to encode for port 'image'"):
+        cache_features(MODEL, params, "image", [])
