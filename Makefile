@@ -23,7 +23,7 @@ TORCH_ARGS ?=
 # uv where it is there and can reach what it needs, else pip.
 install = if command -v uv >/dev/null 2>&1 && uv pip install --quiet --python $(PY) $(1); then :; \
 	else $(PIP_INSTALL) $(1); fi
-PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check
+PIP_INSTALL := $(PY) -m pip install -qq --disable-pip-version-check
 
 DEMO_OUT ?= demo_out
 DEMO_ARGS ?=

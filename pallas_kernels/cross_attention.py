@@ -8,16 +8,18 @@ What is particular to cross-attention here:
 - No causal order, so the H/K query heads that share a key head are merely more query rows: [B, K, T * H/K, C].
   With T * H/K <= block_q (a resampler's latents) every key and value is read from HBM exactly once.
 - The mask is over keys and per row, so blocks beyond a row's last visible key are neither fetched nor computed.
-- Keys and values are never copied: a last block that reaches past S is masked in the kernel. Queries are padded in
+- Logits lie as [keys, queries]: maximum and sum run over sublanes, and what belongs to a query is a row of lanes.
+- Keys and values are not padded in HBM: a last block that reaches past S is masked in the kernel. Queries are padded in
   the transposition that they need anyway.
 
-Cost, forward: 4 B H T S C FLOPs; HBM bytes about 2 B K S C * itemsize * ceil(T H / (K block_q)), plus q and the output.
-So R = min(T H / K, block_q) FLOPs come on each byte of bfloat16 keys: HBM bounds it while R is under peak FLOPs over
-bandwidth (about 240 on v5e, 560 on v6e), the MXU above. The backward pass: 14 B H T S C FLOPs, in two kernels (dq; dk
-and dv). A head width C under 128 leaves MXU lanes idle and is padded to 128 lanes in HBM by XLA.
+Cost, forward: 4 B H T S C FLOPs; HBM bytes about 2 B K S C * itemsize * ceil(T H / (K block_q)), q and the output
+beside. So R = min(T H / K, block_q) FLOPs come on each byte of bfloat16 keys: HBM bounds it while R is under peak FLOPs
+over bandwidth (about 240 on v5e, 560 on v6e); above, the MXU, and the exponentials beside it. The backward pass:
+14 B H T S C FLOPs, in two kernels (dq; dk and dv). A head width C under 128 leaves MXU lanes idle, and XLA, which keeps
+such arrays with S in the lanes, copies keys and values into rows of 128 lanes for the kernel.
 
-Both kernels were compiled for TPU v5e and v6e with the real TPU compiler (a test does so for v5e), and run in Pallas'
-interpreter on CPU, with race and uninitialised-memory detection. They were never run on a TPU, nor timed on one.
+All three kernels were compiled for TPU v5e and v6e with the real TPU compiler (a test does so for v5e) and run in
+Pallas' interpreter on CPU, also with race and uninitialised-memory detection. They were never run on a TPU, nor timed.
 """
 
 import dataclasses
@@ -33,12 +35,9 @@ LANES = 128
 # Rows of one packed bfloat16 tile; float32 needs 8.
 SUBLANES = 16
 HIDDEN = jnp.finfo(jnp.float32).min
-NO_GRADIENT = None
 
 
-def cross_attention_reference(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None
-) -> jax.Array:
+def cross_attention_reference(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """What `cross_attention` computes, as plain XLA with the whole [T, S] logits in memory; arguments as there."""
     batch, length, heads, width = q.shape
     groups = k.shape[1]
@@ -60,7 +59,7 @@ def cross_attention(
     mask: jax.Array | None = None,
     *,
     block_q: int = 512,
-    block_kv: int = 1024,
+    block_kv: int | None = None,
     interpret: bool | pltpu.InterpretParams = False,
 ) -> jax.Array:
     """softmax(q k / sqrt(C)) v with grouped heads, in blocks; differentiable in q, k and v.
@@ -74,8 +73,9 @@ def cross_attention(
         k, v: [B, K, S, C], head-major, H a multiple of K, q's dtype. T and S may be any size from 1.
         mask: bool [B, S], False for keys not to be seen (padding), or None. A row that sees none gets the mean of v,
             and gives no gradient to q and k.
-        block_q, block_kv: the most query rows (T * H/K are packed together) and keys at a time, multiples of 128. The
-            defaults fit the VMEM of v5e and v6e up to C = 256.
+        block_q, block_kv: the most query rows (T * H/K are packed together) and keys at a time, multiples of 128. None
+            is 1024 keys up to 512 bytes a head, else 512; so it fits the 16 MiB of VMEM that v5e gives a kernel
+            by default up to C = 256 in float32 and 512 in bfloat16. Beyond, ask for less.
         interpret: run on CPU in Pallas' interpreter: True, or InterpretParams to look for races.
 
     Returns:
@@ -84,6 +84,8 @@ def cross_attention(
     Raises:
         ValueError: for shapes, dtypes or block sizes other than these, naming them.
     """
+    if block_kv is None:
+        block_kv = 1024 if q.shape[-1] * q.dtype.itemsize <= 512 else 512
     _check(q, k, v, mask, block_q, block_kv)
     batch, length, heads, width = q.shape
     groups, keys = k.shape[1:3]
@@ -94,7 +96,7 @@ def cross_attention(
     if mask is None:
         visible = jnp.ones((batch, keys), bool)
     else:
-        # Zero queries see all keys alike: a row without visible keys becomes the mean of v, with no case in the kernels.
+        # Zero queries see all keys alike: a row without visible keys becomes the mean of v, no case in the kernels.
         some = mask.any(-1, keepdims=True)
         visible = mask | ~some
         q = jnp.where(some[:, :, None, None], q, 0)
@@ -160,9 +162,7 @@ class _Tiling:
                 scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
             ),
             out_shape=[shape for shape, _ in outs],
-            compiler_params=pltpu.CompilerParams(
-                dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")
-            ),
+            compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")),
             cost_estimate=pl.CostEstimate(
                 flops=2 * products * pairs * self.width, transcendentals=pairs, bytes_accessed=kv_bytes
             ),
@@ -196,10 +196,15 @@ def _column(row):
     return jnp.expand_dims(row[0], -1)
 
 
+def _logits(q_ref, k_ref, visible_ref, scale):
+    """[keys, queries] float32, HIDDEN for hidden keys, also where what lies past the last key is not a number."""
+    return jnp.where(_column(visible_ref[...]) != 0, _dot(k_ref[...], q_ref[...], 1, 1) * scale, HIDDEN)
+
+
 def _forward_kernel(
     last_ref, q_ref, k_ref, v_ref, visible_ref, o_ref, lse_ref, max_ref, sum_ref, acc_ref, *, scale, keys
 ):
-    """One block of queries against one of keys. last [B] in SMEM: a row's last block with a visible key."""
+    """Accumulates v^T weights [C, queries] over key blocks. last [B] in SMEM: a row's last block with a visible key."""
     block = pl.program_id(3)
     last = last_ref[pl.program_id(0)]
 
@@ -213,26 +218,23 @@ def _forward_kernel(
     def _accumulate():
         # While only hidden keys have passed, the maximum is HIDDEN and they count alike; the first visible key
         # multiplies all that by exp(HIDDEN - its logit) = 0.
-        logits = jnp.where(visible_ref[...] != 0, _dot(q_ref[...], k_ref[...], 1, 1) * scale, HIDDEN)
-        old = max_ref[:, :1]
-        new = jnp.maximum(old, jnp.max(logits, axis=1, keepdims=True))
+        logits = _logits(q_ref, k_ref, visible_ref, scale)
+        old = max_ref[...]
+        new = jnp.maximum(old, jnp.max(logits, axis=0, keepdims=True))
         weights = jnp.exp(logits - new)
         kept = jnp.exp(old - new)
-        total = kept * sum_ref[:, :1] + jnp.sum(weights, axis=1, keepdims=True)
-        max_ref[...] = jnp.broadcast_to(new, max_ref.shape)
-        sum_ref[...] = jnp.broadcast_to(total, sum_ref.shape)
+        max_ref[...] = new
+        sum_ref[...] = kept * sum_ref[...] + jnp.sum(weights, axis=0, keepdims=True)
         v = _inside(v_ref, block, keys)
-        acc_ref[...] = kept * acc_ref[...] + _dot(weights.astype(v.dtype), v, 1, 0)
+        acc_ref[...] = kept * acc_ref[...] + _dot(v, weights.astype(v.dtype), 0, 0)
 
     @pl.when(block == last)
     def _finish():
-        o_ref[...] = (acc_ref[...] / sum_ref[:, :1]).astype(o_ref.dtype)
-        lse_ref[...] = jnp.transpose(max_ref[...] + jnp.log(sum_ref[...]))[:1]
+        o_ref[...] = jnp.transpose(acc_ref[...] / sum_ref[...]).astype(o_ref.dtype)
+        lse_ref[...] = max_ref[...] + jnp.log(sum_ref[...])
 
 
-def _dq_kernel(
-    last_ref, q_ref, k_ref, v_ref, visible_ref, do_ref, lse_ref, delta_ref, dq_ref, acc_ref, *, scale, keys
-):
+def _dq_kernel(last_ref, q_ref, k_ref, v_ref, visible_ref, do_ref, lse_ref, delta_ref, dq_ref, acc_ref, *, scale, keys):
     block = pl.program_id(3)
     last = last_ref[pl.program_id(0)]
 
@@ -242,23 +244,21 @@ def _dq_kernel(
 
     @pl.when(block <= last)
     def _accumulate():
-        k = _inside(k_ref, block, keys)
-        weights = jnp.exp(_dot(q_ref[...], k, 1, 1) * scale - _column(lse_ref[...]))
-        d_weights = _dot(do_ref[...], v_ref[...], 1, 1)
-        d_logits = jnp.where(visible_ref[...] != 0, weights * (d_weights - _column(delta_ref[...])), 0)
-        acc_ref[...] += _dot(d_logits.astype(k.dtype), k, 1, 0)
+        k, v = _inside(k_ref, block, keys), _inside(v_ref, block, keys)
+        weights = jnp.exp(_logits(q_ref, k_ref, visible_ref, scale) - lse_ref[...])
+        d_logits = weights * (_dot(v, do_ref[...], 1, 1) - delta_ref[...])
+        acc_ref[...] += _dot(k, d_logits.astype(k.dtype), 0, 0)
 
     @pl.when(block == last)
     def _finish():
-        dq_ref[...] = (acc_ref[...] * scale).astype(dq_ref.dtype)
+        dq_ref[...] = jnp.transpose(acc_ref[...] * scale).astype(dq_ref.dtype)
 
 
 def _dkv_kernel(
     last_ref, q_ref, k_ref, v_ref, visible_ref, do_ref, lse_ref, delta_ref, dk_ref, dv_ref, dk_acc, dv_acc,
     *, scale, keys,
 ):  # fmt: skip
-    """Logits are transposed here, [keys, queries], so that no product needs a transposed operand. A hidden key spoils
-    nothing but its own row of dk and dv, which is set to zero at the end; so need no block be cleaned before."""
+    """A hidden key, or what lies past the last, spoils only its own row of dk and dv, set to zero at the end."""
     block = pl.program_id(2)
     last = last_ref[pl.program_id(0)]
     step = pl.program_id(3)
@@ -315,7 +315,7 @@ def _forward(q, k, v, visible, last, t):
             (jax.ShapeDtypeStruct(q.shape, q.dtype), query),
             (jax.ShapeDtypeStruct((t.batch, t.groups, 1, t.rows), jnp.float32), statistic),
         ],
-        [(t.block_q, LANES), (t.block_q, LANES), (t.block_q, t.width)],
+        [(1, t.block_q), (1, t.block_q), (t.width, t.block_q)],
         products=2,
         itemsize=q.dtype.itemsize,
     )(last, q, k, v, visible)
@@ -335,7 +335,7 @@ def _backward(t, saved, do):
         blocks,
         [query, key, key, seen, query, statistic, statistic],
         [(jax.ShapeDtypeStruct(q.shape, q.dtype), query)],
-        [(t.block_q, t.width)],
+        [(t.width, t.block_q)],
         products=3,
         itemsize=q.dtype.itemsize,
     )(*inputs)
@@ -359,7 +359,7 @@ def _backward(t, saved, do):
         products=4,
         itemsize=q.dtype.itemsize,
     )(*inputs)
-    return dq, dk, dv, NO_GRADIENT, NO_GRADIENT
+    return dq, dk, dv, None, None
 
 
 _attention.defvjp(_forward, _backward)

@@ -234,11 +234,13 @@ def test_paths_that_lead_nowhere_are_named(tmp_path):
 
 def test_dual_encoder_equals_transformers(tmp_path):
     torch.manual_seed(1)
+    vision = dict(hidden_size=20, intermediate_size=33, num_hidden_layers=2, num_attention_heads=5)
+    text = dict(vocab_size=61, hidden_size=18, intermediate_size=31, num_hidden_layers=1, num_attention_heads=3)
     config = CLIPConfig(
-        vision_config=dict(hidden_size=20, intermediate_size=33, num_hidden_layers=2, num_attention_heads=5, image_size=26, patch_size=8),
-        text_config=dict(vocab_size=61, hidden_size=18, intermediate_size=31, num_hidden_layers=1, num_attention_heads=3, max_position_embeddings=12, eos_token_id=60, bos_token_id=59),
+        vision_config=vision | dict(image_size=26, patch_size=8),
+        text_config=text | dict(max_position_embeddings=12, eos_token_id=60, bos_token_id=59),
         projection_dim=14,
-    )  # fmt: skip
+    )
     reference = CLIPModel(config).eval()
     reference.save_pretrained(tmp_path / "clip")
     model = mmjax.from_pretrained(tmp_path / "clip")

@@ -3,6 +3,8 @@ command on a tiny model that `mmjax train` made."""
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -254,3 +256,20 @@ def test_the_module_runs_as_a_program(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("mmjax: error: ") and done.stderr.count("\n") == 1
+
+
+DOCUMENTS = [
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "configs").glob("*.py")),
+    ROOT / "README.md",
+]
+
+
+@pytest.mark.parametrize("path", [path for path in DOCUMENTS if path.exists()], ids=lambda path: path.name)
+def test_commands_in_the_documentation_parse(path):
+    text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+    for line in re.findall(r"^\s*(mmjax [a-z]+ .*)$", text, re.M):
+        arguments = shlex.split(line.split("  #")[0])[1:]
+        parser = cli.build_parser()
+        args, rest = parser.parse_known_args(arguments)
+        assert cli._overrides(args, rest) is not None

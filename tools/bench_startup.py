@@ -54,20 +54,19 @@ def write_random_model(folder: Path) -> list[Path]:
     """Writes a random Llama of about 150M parameters in both layouts; returns the two directories."""
     import jax
 
+    import mmjax
     from mmjax.backbones.decoder import DecoderConfig
-    from mmjax.checkpoint import save_params
-    from mmjax.config import to_dict
-    from mmjax.interop.huggingface import save
     from mmjax.model import MultimodalLM, MultimodalLMConfig
 
     backbone = DecoderConfig(
         vocab_size=32000, width=768, num_layers=14, num_heads=12, num_kv_heads=12, head_dim=64, mlp_width=2048
     )
     config = MultimodalLMConfig(backbone)
-    params = MultimodalLM(config).init(jax.random.key(0))
-    save_params(folder / "mmjax", params, {"model": to_dict(config)})
-    save(folder / "huggingface", config, params)
-    return [folder / "mmjax", folder / "huggingface"]
+    model = mmjax.Model(config, MultimodalLM(config).init(jax.random.key(0)))
+    layouts = ("mmjax", "huggingface")
+    for layout in layouts:
+        model.save_pretrained(folder / layout, format=layout)
+    return [folder / layout for layout in layouts]
 
 
 def measure_load(path: Path, runs: int) -> dict[str, float]:

@@ -53,10 +53,9 @@ class Linear(nn.Module):
             rank = self.lora.rank
             a = weight("lora_a", fan_in_normal(shape_in), (*shape_in, rank), (*axes_in, "rank"))
             b = weight("lora_b", nn.initializers.zeros, (rank, *self.features), ("rank", *axes_out))
-            low = jax.lax.dot_general(x, a, (contract, ((), ())))
-            y = y + jax.lax.dot_general(low, b, (((low.ndim - 1,), (0,)), ((), ()))) * (
-                self.lora.alpha / rank
-            )
+            # Scaled where it is narrow, so that neither pass multiplies a whole activation by a constant.
+            low = jax.lax.dot_general(x, a, (contract, ((), ()))) * (self.lora.alpha / rank)
+            y = y + jax.lax.dot_general(low, b, (((low.ndim - 1,), (0,)), ((), ())))
         if self.use_bias:
             y = y + weight("bias", nn.initializers.zeros, self.features, axes_out)
         return y

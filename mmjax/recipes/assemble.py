@@ -24,6 +24,7 @@ from mmjax.distributed.mesh import MeshConfig, check_fits
 from mmjax.distributed.rules import shardings
 from mmjax.encoders.dual import DualEncoderConfig
 from mmjax.interop import gguf, huggingface
+from mmjax.interop.locate import locate
 from mmjax.model import MultimodalLM, MultimodalLMConfig
 from mmjax.train.stage import combine, flatten
 
@@ -35,6 +36,7 @@ class InitConfig:
     Attributes:
         backbone: a directory in transformers' layout (of a language model, or of a LLaVA), or a .gguf file.
         encoders: port -> a directory in transformers' layout (of a vision tower, or of CLIP or SigLIP whole).
+            Names on the hub will do as well.
     """
 
     backbone: str | None = None
@@ -148,7 +150,7 @@ def _pretrained(config: TrainConfig) -> dict[str, np.ndarray]:
 
 
 def _backbone(config: TrainConfig) -> dict[str, Any]:
-    source, wanted = config.init.backbone, config.model.backbone
+    source, wanted = str(locate(config.init.backbone)), config.model.backbone
     if source.endswith(".gguf"):
         found, params, _ = gguf.load_gguf(source, config.param_dtype, _on_host)
     else:
@@ -162,7 +164,7 @@ def _backbone(config: TrainConfig) -> dict[str, Any]:
 
 
 def _encoder(config: TrainConfig, port: str, source: str) -> dict[str, Any]:
-    wanted = config.model.encoders[port]
+    source, wanted = str(locate(source)), config.model.encoders[port]
     loaded = huggingface.load(source, config.param_dtype, _on_host)
     found, params = loaded.config, loaded.params
     if isinstance(found, DualEncoderConfig):
@@ -252,6 +254,7 @@ def _tokenizer(source: str | None) -> Tokenizer:
         raise ConfigError('processor.tokenizer: give a directory, a .gguf file or "bytes"')
     if source == "bytes":
         return byte_tokenizer()
+    source = str(locate(source))
     if source.endswith(".gguf"):
         return tokenizer_from_gguf(gguf.read_gguf(source)[0])
     tokenizer = load_tokenizer(source)

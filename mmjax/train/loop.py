@@ -27,7 +27,7 @@ from mmjax.config import ConfigError, to_dict
 from mmjax.data.contracts import Batch
 from mmjax.distributed.mesh import MeshConfig, batch_share, check_fits, make_mesh, put_batch
 from mmjax.distributed.rules import shardings
-from mmjax.nn.lora import add_lora, merge_lora
+from mmjax.nn.lora import merge_lora
 from mmjax.train.flops import StepFlops, peak_flops, tokens_of
 from mmjax.train.losses import next_token_loss
 from mmjax.train.metrics import MetricsWriter, Progress
@@ -35,6 +35,7 @@ from mmjax.train.optimizer import make_optimizer, schedule
 from mmjax.train.panels import PanelSample, draw_panel
 from mmjax.train.stage import (
     StageConfig,
+    adapt,
     certificate,
     combine,
     fingerprint,
@@ -188,27 +189,6 @@ def train_stage(
     return finish(state.trainable)
 
 
-def adapt(model: Any, params: Any, stage: StageConfig) -> tuple[Any, Any]:
-    """(model, params) with the stage's low-rank adapters, or as they are if it has none.
-
-    Raises:
-        ConfigError: the model has adapters already.
-    """
-    if stage.lora is None:
-        return model, params
-    config = model.config
-    if config.backbone.lora is not None:
-        raise ConfigError(
-            f"stage {stage.name!r} adds LoRA, but the model has it already; merge it first"
-        )
-    backbone = dataclasses.replace(config.backbone, lora=stage.lora)
-    adapted = dataclasses.replace(model, config=dataclasses.replace(config, backbone=backbone))
-    return adapted, {
-        **params,
-        "backbone": add_lora(params["backbone"], stage.lora, jax.random.key(stage.seed)),
-    }
-
-
 @dataclasses.dataclass
 class _Run:
     """One go at a stage, from where its state stands to its end or to a stop."""
@@ -227,7 +207,7 @@ class _Run:
         self, state: TrainState, frozen: Any, pipeline: Any, stop: Callable[[], bool] | None
     ) -> TrainState:
         stage, first = self.stage, int(state.step)
-        self.peak, source = peak_flops(list(self.mesh.devices.flat))
+        self.peak, origin = peak_flops(list(self.mesh.devices.flat))
         self.rate, self.bad = schedule(stage), 0
         self.main = jax.process_index() == 0
         self.writer = MetricsWriter(self.folder, first) if self.main else None
@@ -235,8 +215,9 @@ class _Run:
         where = "starts" if first == 0 else f"resumes at step {first}"
         peak = "MFU is not shown" if self.peak is None else f"peak for MFU {self.peak / 1e12:.3g} TFLOP/s"
         if self.main:
-            self.progress.say(f"stage {stage.name} {where} on {self.mesh.size} device(s); {peak} ({source})")
-        batches = Prefetch(itertools.islice(pipeline.iterator(first), stage.steps - first), self._place)
+            self.progress.say(f"stage {stage.name} {where} on {self.mesh.size} device(s); {peak} ({origin})")
+        self.counters = getattr(pipeline, "counters", None)
+        batches = Prefetch(pipeline.iterator(first), self._place, limit=stage.steps - first)
         try:
             with _stop_asked(stop) as asked:
                 return self._steps(state, frozen, batches, first, asked)
@@ -334,6 +315,8 @@ class _Run:
             "data_wait": min(self.waited / seconds, 1.0),
             "compilations": self.step.compilations,
         }
+        if self.counters is not None:
+            values["bad_records"] = self.counters.skipped
         if self.peak is not None:
             values["mfu"] = self.model_flops / seconds / self.peak
         self._restart_clock()
@@ -374,16 +357,20 @@ class Prefetch:
     """Takes items from an iterator in a thread of its own, a few ahead of who asks, in order.
 
     Args:
-        source: what is read, to its end.
+        source: what is read; if it has `close`, that is called at the end.
         convert: applied to each item in that thread.
+        limit: how many items are read at most; None reads to the end.
         depth: how many converted items wait at most.
     """
 
-    def __init__(self, source: Iterator[Any], convert: Callable[[Any], Any], depth: int = 2):
+    def __init__(
+        self, source: Iterator[Any], convert: Callable[[Any], Any], limit: int | None = None, depth: int = 2
+    ):
+        self._source, self._closed = source, threading.Event()
         self._items: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
-        self._closed = threading.Event()
+        items = itertools.islice(source, limit)
         self._thread = threading.Thread(
-            target=self._fill, args=(source, convert), daemon=True, name="mmjax-prefetch"
+            target=self._fill, args=(items, convert), daemon=True, name="mmjax-prefetch"
         )
         self._thread.start()
 
@@ -398,9 +385,11 @@ class Prefetch:
         raise StopIteration if kind == "end" else item
 
     def close(self) -> None:
-        """Ends the thread; items that were not asked for are lost."""
+        """Ends the thread; items that were not asked for are lost. One that hangs in the source is left behind."""
         self._closed.set()
         self._thread.join(timeout=10)
+        if not self._thread.is_alive() and hasattr(self._source, "close"):
+            self._source.close()
 
     def _fill(self, source: Iterator[Any], convert: Callable[[Any], Any]) -> None:
         try:

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from mmjax.config import ConfigError, check_choice, nearest
-from mmjax.nn.lora import LoRAConfig
+from mmjax.nn.lora import LoRAConfig, add_lora
 
 SCHEDULES = ("cosine", "constant", "linear")
 
@@ -197,6 +197,27 @@ def split(params: Any, stage: StageConfig) -> tuple[dict[str, Any], dict[str, An
     trained = multipliers(params, stage)
     return {path: flat[path] for path in trained}, {
         path: leaf for path, leaf in flat.items() if path not in trained
+    }
+
+
+def adapt(model: Any, params: Any, stage: StageConfig) -> tuple[Any, Any]:
+    """(model, params) with the stage's low-rank adapters, or as they are if it has none.
+
+    Raises:
+        ConfigError: the model has adapters already.
+    """
+    if stage.lora is None:
+        return model, params
+    config = model.config
+    if config.backbone.lora is not None:
+        raise ConfigError(
+            f"stage {stage.name!r} adds LoRA, but the model has it already; merge it first"
+        )
+    backbone = dataclasses.replace(config.backbone, lora=stage.lora)
+    adapted = dataclasses.replace(model, config=dataclasses.replace(config, backbone=backbone))
+    return adapted, {
+        **params,
+        "backbone": add_lora(params["backbone"], stage.lora, jax.random.key(stage.seed)),
     }
 
 

@@ -127,7 +127,7 @@ def test_cached_features_are_those_of_the_encoder():
     images = rng.normal(size=(7, 6, 6, 3)).astype(np.float32)
     features = cache_features(MODEL, params, "image", iter(images), batch_size=3)
     assert features.shape == (7, 4, 8)
-    expected = MODEL.encode(params, "image", Media(images[:, None])).values
+    expected = jax.jit(lambda media: MODEL.encode(params, "image", media).values)(Media(images[:, None]))
     np.testing.assert_allclose(features, expected, atol=1e-5)
     with pytest.raises(ValueError, match=r"image 4 has shape \(6, 5, 3\)"):
         cache_features(MODEL, params, "image", [*images[:4], images[4, :, :5]], batch_size=3)

@@ -9,9 +9,10 @@ import transformers
 
 from mmjax.backbones.decoder import DecoderConfig
 from mmjax.data.contracts import Batch, TextStream
+from mmjax.interop.huggingface.llama import table
+from mmjax.interop.table import export_params
 from mmjax.model import MultimodalLM, MultimodalLMConfig
 from mmjax.train.losses import cross_entropy, next_token_loss, target_weights
-from mmjax.train.stage import flatten
 
 SIZES = dict(vocab_size=53, width=24, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=6, mlp_width=37)
 
@@ -32,35 +33,20 @@ def random_params(model, seed=0):
 
 
 def torch_names(params):
-    """Our params (or gradients) of a decoder as transformers' Llama names and layouts them."""
-    flat = {path.removeprefix("backbone/"): np.asarray(leaf) for path, leaf in flatten(params).items()}
-    out = {"model.embed_tokens.weight": flat["embed/embedding"], "model.norm.weight": flat["norm/scale"]}
-    out["lm_head.weight"] = flat["lm_head/kernel"].T
-    for layer in range(flat["blocks/attn_norm/scale"].shape[0]):
-        at = f"model.layers.{layer}."
-        out[at + "input_layernorm.weight"] = flat["blocks/attn_norm/scale"][layer]
-        out[at + "post_attention_layernorm.weight"] = flat["blocks/mlp_norm/scale"][layer]
-        for name in "qkv":
-            kernel = flat[f"blocks/attn/{name}/kernel"][layer]
-            out[at + f"self_attn.{name}_proj.weight"] = kernel.reshape(kernel.shape[0], -1).T
-        kernel = flat["blocks/attn/o/kernel"][layer]
-        out[at + "self_attn.o_proj.weight"] = kernel.reshape(-1, kernel.shape[-1]).T
-        for name in ("gate", "up", "down"):
-            out[at + f"mlp.{name}_proj.weight"] = flat[f"blocks/mlp/{name}/kernel"][layer].T
-    return out
+    """Our params (or gradients) as transformers' Llama names and lays them out."""
+    return dict(export_params(table(MultimodalLMConfig(DecoderConfig(**SIZES))), params))
 
 
-def torch_llama(params, **changes):
-    """transformers' LlamaForCausalLM with the weights of `small_model(**changes)`."""
-    sizes = {**SIZES, **changes}
+def torch_llama(params):
+    """transformers' LlamaForCausalLM with the weights of `small_model()`."""
     config = transformers.LlamaConfig(
-        vocab_size=sizes["vocab_size"],
-        hidden_size=sizes["width"],
-        num_hidden_layers=sizes["num_layers"],
-        num_attention_heads=sizes["num_heads"],
-        num_key_value_heads=sizes["num_kv_heads"],
-        head_dim=sizes["head_dim"],
-        intermediate_size=sizes["mlp_width"],
+        vocab_size=SIZES["vocab_size"],
+        hidden_size=SIZES["width"],
+        num_hidden_layers=SIZES["num_layers"],
+        num_attention_heads=SIZES["num_heads"],
+        num_key_value_heads=SIZES["num_kv_heads"],
+        head_dim=SIZES["head_dim"],
+        intermediate_size=SIZES["mlp_width"],
         attn_implementation="eager",
     )
     reference = transformers.LlamaForCausalLM(config).float()
@@ -123,8 +109,8 @@ def test_fractional_weights_equal_the_closed_form():
     tokens, weights = rows(2)
     weights = weights * np.random.default_rng(5).random(weights.shape).astype(np.float32)
     text = stream(tokens, weights, loss_positions=positions_of(weights))
-    total, aux = next_token_loss(model, params, Batch({"text": text}))
-    logits = np.asarray(model(params, Batch({"text": text})).logits, np.float64)
+    total, aux = jax.jit(lambda batch: next_token_loss(model, params, batch))(Batch({"text": text}))
+    logits = np.asarray(jax.jit(lambda batch: model(params, batch))(Batch({"text": text})).logits, np.float64)
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     expected = sum(
         -weights[b, t] * log_p[b, t - 1, tokens[b, t]] for b in range(len(tokens)) for t in range(1, tokens.shape[1])
@@ -149,7 +135,8 @@ def test_packed_rows_equal_rows_apart():
     positions = np.concatenate([np.arange(6), np.arange(6)])[None].astype(np.int32)
     packed = stream([np.concatenate([a, b])], weights.reshape(1, -1), np.repeat([[1, 2]], 6, axis=1))
     packed = Batch({"text": packed.replace(positions=positions)})
-    first, second = (next_token_loss(model, params, batch) for batch in (apart, packed))
+    run = jax.jit(lambda batch: next_token_loss(model, params, batch))
+    first, second = run(apart), run(packed)
     assert float(first[0]) == pytest.approx(float(second[0]), rel=1e-5)
     assert float(first[1]["weight"]) == float(second[1]["weight"])
 

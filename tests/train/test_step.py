@@ -185,10 +185,11 @@ def test_the_key_follows_from_seed_and_step():
         total = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(params))
         return total, {"weight": jnp.float32(1), "drawn": jax.random.uniform(rng)}
 
-    drawn = [
-        float(run_step(make_stage(seed=seed), make_batch(), steps=steps, loss=loss, optimizer=optax.sgd(1.0))[1]["drawn"])
-        for seed, steps in [(0, 1), (0, 1), (0, 2), (1, 1)]
-    ]
+    def draw(seed, steps):
+        stage = make_stage(seed=seed)
+        return float(run_step(stage, make_batch(), steps=steps, loss=loss, optimizer=optax.sgd(1.0))[1]["drawn"])
+
+    drawn = [draw(0, 1), draw(0, 1), draw(0, 2), draw(1, 1)]
     assert drawn[0] == drawn[1] and len(set(drawn)) == 3
     assert drawn[2] == float(jax.random.uniform(jax.random.fold_in(jax.random.key(0), 1)))
 

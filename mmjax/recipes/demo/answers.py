@@ -70,11 +70,10 @@ class Answerer:
         rows, plan = list(by_name.values()), self.processor.plan
         samples = [plan.share_prefix([self._prompt(questions[i], names[i]) for i in row]) for row in rows]
         bucket, most = dataclasses.replace(plan.bucket(samples), grouped=True), max(map(len, rows))
-        view = self.programs.view(params)
         answers = [""] * len(questions)
         for start in range(0, len(rows), self.batch_size):
             stop = start + self.batch_size
-            ids = self._first_of(view, samples[start:stop], bucket, most)
+            ids = self._first_of(params, samples[start:stop], bucket, most)
             for row, found in zip(rows[start:stop], ids, strict=False):
                 for index, token in zip(row, found, strict=False):
                     answers[index] = self.processor.tokenizer.decode([int(token)])

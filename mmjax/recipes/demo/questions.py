@@ -82,7 +82,7 @@ class Asker:
             yes, no = picture.label, other
             return [first, group_question(picture), *self._both(picture, yes, no)]
         draw = random.random()
-        if draw < 0.4:
+        if draw < 0.3:
             yes, no = picture.noun, self._other(self.objects, picture.noun, random)
         elif draw < 0.7:
             colors = [color for color in self.colors if (color, picture.noun) in self.pairs]

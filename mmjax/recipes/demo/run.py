@@ -80,7 +80,7 @@ def run_demo(config: Mapping[str, Any], workdir: Path, split: str = "final") -> 
     clock.part("pictures and their features")
     asker = Asker(load_assets())
     assets = limited(load_assets(), config["data"]["pictures"])
-    features = look(system, assets)
+    features = look(system, assets, ("train", "noun", split))
     shown = assets.of("train")
     training = np.stack([features[picture.name] for picture in shown])
     clock.part("ridge regressions")
@@ -145,18 +145,20 @@ def limited(assets: Assets, count: int | None) -> Assets:
     for split in ("train", "noun", "develop", "final"):
         plain = [picture for picture in assets.of(split) if picture.color is None]
         colored = [picture for picture in assets.of(split) if picture.color]
-        for part, share in ((plain, count // 2 if colored else count), (colored, count // 2 or count)):
-            picks = np.linspace(0, len(part) - 1, min(share, len(part))).astype(int) if part else []
+        parts = [part for part in (plain, colored) if part]
+        for part in parts:
+            picks = np.linspace(0, len(part) - 1, min(count // len(parts), len(part))).astype(int)
             chosen += [part[index] for index in picks]
     return dataclasses.replace(assets, pictures=tuple(chosen))
 
 
-def look(system: System, assets: Assets) -> dict[str, np.ndarray]:
-    """Features [N, D] of every picture by its name; the encoder is frozen, so once is enough."""
+def look(system: System, assets: Assets, splits: Sequence[str]) -> dict[str, np.ndarray]:
+    """Features [N, D] of the pictures of some splits by name; the encoder is frozen, so once is enough."""
     process = system.processor.images[PORT]
-    images = (process(assets.pixels(picture), picture.name) for picture in assets.pictures)
+    pictures = [picture for picture in assets.pictures if picture.split in splits]
+    images = (process(assets.pixels(picture), picture.name) for picture in pictures)
     features = cache_features(system.model, system.params, PORT, images, batch_size=16)
-    return {picture.name: row for picture, row in zip(assets.pictures, features, strict=True)}
+    return {picture.name: row for picture, row in zip(pictures, features, strict=True)}
 
 
 def ask_captions(
