@@ -34,8 +34,8 @@ from mmjax.infer.generate import GenerateOptions, Programs, check_request, gener
 from mmjax.interop import huggingface
 from mmjax.interop.gguf import decoder_from_gguf, load_gguf, read_gguf
 from mmjax.interop.locate import locate
-from mmjax.interop.table import flatten
 from mmjax.model import MultimodalLM, MultimodalLMConfig
+from mmjax.paths import flatten
 
 # The kinds of model that an mmjax directory may hold.
 CONFIGS = {cls.kind: cls for cls in (MultimodalLMConfig, DualEncoderConfig, ViTConfig, TextEncoderConfig)}

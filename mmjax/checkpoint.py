@@ -25,6 +25,7 @@ import numpy as np
 from etils import epath
 
 from mmjax.distributed.processes import agreed, from_main, is_main
+from mmjax.paths import unflatten
 
 logger = logging.getLogger(__name__)
 
@@ -115,8 +116,8 @@ def load_params(directory: str | os.PathLike, like: Any = None, verify: bool = T
     for name, text in stored.items():
         dtype, dimensions = text.rstrip("]").split("[")
         shape = tuple(int(size) for size in dimensions.split(",") if size)
-        _insert(params, name, jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)))
-    return _restore(path, "params", stored, params)
+        params[name] = jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+    return _restore(path, "params", stored, unflatten(params))
 
 
 def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
@@ -316,8 +317,8 @@ def _write_arrays(path: epath.Path, leaves: dict[str, Any]) -> Any:
 
     tree: dict[str, Any] = {}
     for name, leaf in leaves.items():
-        _insert(tree, name, jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-    return ocp.save_async(path, tree)
+        tree[name] = jax.random.key_data(leaf) if _is_key(leaf) else leaf
+    return ocp.save_async(path, unflatten(tree))
 
 
 def _restore(path: epath.Path, part: str, stored: dict[str, str], like: Any, partial: bool = False) -> Any:
@@ -337,11 +338,11 @@ def _restore(path: epath.Path, part: str, stored: dict[str, str], like: Any, par
             target = np.empty(target.shape, target.dtype)
         else:
             target = jax.ShapeDtypeStruct(target.shape, target.dtype, sharding=sharding)
-        _insert(tree, name, target)
+        tree[name] = target
     context = ocp.Context()
     context.pytree.loading.partial_load = partial
     with context:
-        found = ocp.load(path / part, tree)
+        found = ocp.load(path / part, unflatten(tree))
     read = {name: jnp.asarray(leaf) for name, leaf in _named(found).items()}
     for name, leaf in wanted.items():
         if _is_key(leaf):
@@ -386,13 +387,6 @@ def _show(leaf: Any) -> str:
 
 def _name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def _insert(tree: dict[str, Any], name: str, leaf: Any) -> None:
-    *parents, last = name.split("/")
-    for key in parents:
-        tree = tree.setdefault(key, {})
-    tree[last] = leaf
 
 
 def _is_key(leaf: Any) -> bool:

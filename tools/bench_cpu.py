@@ -27,8 +27,9 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration  # noqa: E40
 import mmjax  # noqa: E402
 from mmjax.distributed.mesh import MeshConfig, make_mesh  # noqa: E402
 from mmjax.distributed.rules import shardings  # noqa: E402
+from mmjax.paths import flatten  # noqa: E402
 from mmjax.train.optimizer import make_optimizer  # noqa: E402
-from mmjax.train.stage import StageConfig, flatten, multipliers, split  # noqa: E402
+from mmjax.train.stage import StageConfig, multipliers, split  # noqa: E402
 from mmjax.train.step import init_state, make_train_step, state_shardings  # noqa: E402
 
 

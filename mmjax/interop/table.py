@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mmjax.interop.tensors import LazyTensor, Tensors, WeightsError
+from mmjax.paths import flatten, unflatten
 
 Shape = tuple[int, ...]
 
@@ -185,29 +186,6 @@ class Row:
 
 
 Rewrite = tuple[str, str]
-
-
-def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dicts -> {"a/b/c": leaf}, in order."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update({f"{key}/{path}": leaf for path, leaf in flatten(value).items()})
-        else:
-            flat[key] = value
-    return flat
-
-
-def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """{"a/b/c": leaf} -> nested dicts."""
-    tree: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
-    return tree
 
 
 def rename(tensors: Tensors, rewrites: Iterable[Rewrite]) -> dict[str, LazyTensor | np.ndarray]:

@@ -26,7 +26,7 @@ from mmjax.encoders.dual import DualEncoderConfig
 from mmjax.interop import gguf, huggingface
 from mmjax.interop.locate import locate
 from mmjax.model import MultimodalLM, MultimodalLMConfig
-from mmjax.train.stage import combine, flatten
+from mmjax.paths import flatten, unflatten
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +116,7 @@ def assemble(config: TrainConfig, mesh: Mesh) -> tuple[MultimodalLM, dict[str, A
     if wrong:
         raise ConfigError("\n".join(["pretrained parts do not fit the config:", *wrong]))
     fresh = fresh_params(model, shapes.keys() - loaded.keys(), config.seed, mesh)
-    return model, combine(loaded, fresh), make_processor(config)
+    return model, unflatten(loaded, fresh), make_processor(config)
 
 
 def fresh_params(model: MultimodalLM, paths: Collection[str], seed: int, mesh: Mesh) -> dict[str, jax.Array]:

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.data.contracts import Batch, Media, TextStream
+from mmjax.paths import flatten
 from mmjax.train.losses import target_weights
-from mmjax.train.stage import flatten
 
 # Dense bfloat16 FLOP/s of one chip from the makers' data sheets; the first name that the device kind holds.
 PEAKS = (

@@ -28,6 +28,7 @@ from mmjax.data.contracts import Batch
 from mmjax.distributed.mesh import MeshConfig, batch_share, check_fits, make_mesh, put_batch
 from mmjax.distributed.rules import shardings
 from mmjax.nn.lora import merge_lora
+from mmjax.paths import flatten, unflatten
 from mmjax.train.flops import StepFlops, peak_flops, tokens_of
 from mmjax.train.losses import next_token_loss
 from mmjax.train.metrics import MetricsWriter, Progress
@@ -37,9 +38,7 @@ from mmjax.train.stage import (
     StageConfig,
     adapt,
     certificate,
-    combine,
     fingerprint,
-    flatten,
     freeze_rows,
     freeze_table,
     multipliers,
@@ -149,7 +148,7 @@ def train_stage(
     before = fingerprint(frozen)
 
     def finish(trained: Mapping[str, jax.Array]) -> Any:
-        out = combine({path: leaf.astype(dtypes[path]) for path, leaf in trained.items()}, frozen)
+        out = unflatten({path: leaf.astype(dtypes[path]) for path, leaf in trained.items()}, frozen)
         if stage.lora is None:
             return out
         return {**out, "backbone": merge_lora(out["backbone"], stage.lora)}
@@ -474,7 +473,7 @@ def _write_json(path: Path, record: Any) -> None:
 def _named(state: TrainState) -> dict[str, Any]:
     """The state as nested dicts, each leaf under its path."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
-    return combine({jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves})
+    return unflatten({jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves})
 
 
 def _restore(checkpoints, step, trainable, optimizer, layout) -> TrainState:

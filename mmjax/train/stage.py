@@ -19,6 +19,7 @@ import numpy as np
 
 from mmjax.config import ConfigError, check_choice, nearest
 from mmjax.nn.lora import LoRAConfig, add_lora
+from mmjax.paths import flatten
 
 SCHEDULES = ("cosine", "constant", "linear")
 
@@ -117,30 +118,6 @@ def _rule(rule: Any, where: str) -> tuple[str, str, float]:
     except re.error as error:
         raise ConfigError(f"{where}.trainable {pattern!r} is no regular expression: {error}") from error
     return pattern, action, float(multiplier)
-
-
-def flatten(params: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested mapping as a flat one, path -> leaf, sorted. Anything that is no mapping is a leaf."""
-    flat = {}
-    for key in sorted(params):
-        path, value = f"{prefix}{key}", params[key]
-        flat.update(flatten(value, path + "/") if isinstance(value, Mapping) else {path: value})
-    return flat
-
-
-def combine(*parts: Mapping[str, Any]) -> dict[str, Any]:
-    """The nested params of several flat mappings: the inverse of `split`."""
-    tree: dict[str, Any] = {}
-    for part in parts:
-        for path, leaf in part.items():
-            *parents, last = path.split("/")
-            node = tree
-            for key in parents:
-                node = node.setdefault(key, {})
-            if last in node:
-                raise ValueError(f"{path} stands in two of the parts that are combined")
-            node[last] = leaf
-    return tree
 
 
 def multipliers(params: Any, stage: StageConfig) -> dict[str, float]:

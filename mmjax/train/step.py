@@ -19,8 +19,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmjax.data.contracts import Batch
 from mmjax.distributed.rules import mesh_axes
+from mmjax.paths import unflatten
 from mmjax.train.losses import next_token_loss
-from mmjax.train.stage import StageConfig, combine
+from mmjax.train.stage import StageConfig
 
 Loss = Callable[[Any, Any, Batch, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
@@ -130,7 +131,7 @@ def make_train_step(
     shards = batch_shards(mesh)
 
     def objective(trainable, frozen, batch, rng):
-        return loss(model, combine(trainable, frozen), batch, rng)
+        return loss(model, unflatten(trainable, frozen), batch, rng)
 
     def sums(trainable, frozen, batch, rng):
         (total, aux), grads = jax.value_and_grad(objective, has_aux=True)(trainable, frozen, batch, rng)

@@ -16,7 +16,7 @@ from mmjax.encoders.dual import DualEncoder, DualEncoderConfig, Tower
 from mmjax.encoders.text import TextEncoderConfig
 from mmjax.encoders.vit import ViTConfig
 from mmjax.interop.huggingface import load, model_of, save
-from mmjax.interop.table import flatten
+from mmjax.paths import flatten
 
 VISION = dict(
     hidden_size=30,

@@ -14,10 +14,10 @@ from safetensors.numpy import load_file, save_file
 from mmjax.backbones.decoder import DecoderConfig
 from mmjax.config import ConfigError, from_dict, to_dict
 from mmjax.interop.huggingface import load, save
-from mmjax.interop.table import flatten
 from mmjax.interop.tensors import WeightsError
 from mmjax.model import MultimodalLM, MultimodalLMConfig
 from mmjax.nn.lora import LoRAConfig, add_lora
+from mmjax.paths import flatten
 
 SIZES = dict(
     vocab_size=83,

@@ -19,12 +19,11 @@ from mmjax.interop.table import (
     Row,
     Squeezed,
     export_params,
-    flatten,
     import_params,
     rename,
-    unflatten,
 )
 from mmjax.interop.tensors import WeightsError
+from mmjax.paths import flatten, unflatten
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from mmjax.distributed.mesh import MeshConfig, make_mesh
 from mmjax.encoders.dual import Tower
 from mmjax.interop import huggingface
 from mmjax.model import MultimodalLM, MultimodalLMConfig
+from mmjax.paths import flatten
 from mmjax.recipes.assemble import InitConfig, TrainConfig, assemble, byte_tokenizer, make_processor
-from mmjax.train.stage import flatten
 
 
 def fresh(model, seed):

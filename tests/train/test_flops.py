@@ -10,10 +10,10 @@ from mmjax.data.contracts import Batch, Media, TextStream
 from mmjax.encoders.vit import ViTConfig
 from mmjax.model import MultimodalLM, MultimodalLMConfig
 from mmjax.nn.masks import attention_mask
+from mmjax.paths import flatten
 from mmjax.projectors.mlp import MLPProjectorConfig
 from mmjax.train.features import cache_features
 from mmjax.train.flops import StepFlops, attended_pairs, peak_flops, traced_flops
-from mmjax.train.stage import flatten
 
 D, F, L, V, H, K, C = 12, 20, 3, 31, 6, 2, 4
 VIT = ViTConfig(

@@ -24,10 +24,11 @@ from mmjax.interop.huggingface.llama import table
 from mmjax.interop.table import export_params
 from mmjax.model import MultimodalLM, MultimodalLMConfig
 from mmjax.nn.lora import LoRAConfig
+from mmjax.paths import flatten
 from mmjax.train.loop import Prefetch, finished, run_stages, train_stage
 from mmjax.train.metrics import read_metrics
 from mmjax.train.panels import PanelSample
-from mmjax.train.stage import StageConfig, flatten
+from mmjax.train.stage import StageConfig
 
 SIZES = dict(vocab_size=40, width=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, mlp_width=24)
 MODEL = MultimodalLM(MultimodalLMConfig(DecoderConfig(**SIZES)))

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from mmjax.config import ConfigError, from_dict, to_dict
+from mmjax.paths import unflatten
 from mmjax.train.stage import (
     StageConfig,
     certificate,
-    combine,
     fingerprint,
     flatten,
     freeze_rows,
@@ -53,11 +53,11 @@ def test_split_and_combine_are_inverse():
     trainable, frozen = split(tree, stage(("projectors/.*", "train")))
     assert set(trainable) == {"projectors/image/out/bias", "projectors/image/out/kernel"}
     assert not set(trainable) & set(frozen)
-    back = combine(trainable, frozen)
+    back = unflatten(trainable, frozen)
     assert flatten(back).keys() == flatten(tree).keys()
     assert all(flatten(back)[path] is leaf for path, leaf in flatten(tree).items())
     with pytest.raises(ValueError, match="projectors/image/out/bias"):
-        combine(trainable, trainable)
+        unflatten(trainable, trainable)
 
 
 @pytest.mark.parametrize(

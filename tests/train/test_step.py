@@ -12,10 +12,11 @@ from mmjax.distributed.mesh import MeshConfig, make_mesh, put_batch
 from mmjax.distributed.rules import shardings
 from mmjax.encoders.vit import ViTConfig
 from mmjax.model import MultimodalLM, MultimodalLMConfig
+from mmjax.paths import flatten, unflatten
 from mmjax.projectors.mlp import MLPProjectorConfig
 from mmjax.train.losses import next_token_loss
 from mmjax.train.optimizer import make_optimizer
-from mmjax.train.stage import StageConfig, combine, flatten, multipliers, split
+from mmjax.train.stage import StageConfig, multipliers, split
 from mmjax.train.step import (
     batch_shards,
     check_rows,
@@ -90,7 +91,7 @@ def run_step(stage, batch, mesh_axes=None, params=None, steps=1, optimizer=None,
     for _ in range(steps):
         state, metrics = step(state, frozen, put_batch(batch, mesh))
     assert step.compilations == 1
-    return jax.device_get(combine(state.trainable, frozen)), jax.device_get(metrics), state
+    return jax.device_get(unflatten(state.trainable, frozen)), jax.device_get(metrics), state
 
 
 def assert_same(ours, theirs, rtol=2e-4, atol=2e-6):

@@ -21,10 +21,11 @@ from mmjax.encoders.dual import DualEncoder, DualEncoderConfig, Tower
 from mmjax.encoders.text import TextEncoderConfig
 from mmjax.encoders.vit import ViTConfig
 from mmjax.interop.huggingface import clip, llama, llava, qwen2, siglip
-from mmjax.interop.table import export_params, flatten, import_params, rename
+from mmjax.interop.table import export_params, import_params, rename
 from mmjax.interop.tensors import WeightsError, read_directory, write_directory
 from mmjax.model import MultimodalLM, MultimodalLMConfig
 from mmjax.nn.lora import merge_lora
+from mmjax.paths import flatten
 
 FAMILIES: dict[str, ModuleType] = {
     "llama": llama,
