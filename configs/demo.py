@@ -111,8 +111,7 @@ def get_config(arg: str = "full") -> dict:
                     ("projectors/.*", "train", 0.5),
                     ("backbone/.*/lora_[ab]", "train"),
                 ),
-                # k and gate do without: each adapted map costs a small CPU more time than its few FLOPs say.
-                "lora": {"rank": 8, "alpha": 16.0, "targets": ("q", "v", "o", "up", "down")},
+                "lora": {"rank": 8, "alpha": 16.0},
                 "log_every": 2,
                 # Four questions a row, behind one image.
                 "data": {"kind": "questions", "length": 84, "targets": 18},
