@@ -8,7 +8,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 WANTED = {
     "--xla_force_host_platform_device_count": "8",
     "--xla_backend_optimization_level": "0",
-    "--xla_cpu_use_fusion_emitters": "false",
 }
 flags = os.environ.get("XLA_FLAGS", "")
 missing = " ".join(f"{name}={value}" for name, value in WANTED.items() if name not in flags)
