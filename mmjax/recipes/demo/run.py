@@ -288,10 +288,9 @@ def peak_memory() -> float:
 def closing(record: Mapping[str, Any], workdir: Path, examples: Sequence[Path]) -> str:
     """The last words on the terminal."""
     missed = [goal for goal in record["goals"] if not goal["met"]]
-    lines = [
-        f"{record['total_seconds']:.0f} s, {record['peak_memory_gb']:.1f} GB at most; "
-        f"{len(record['goals']) - len(missed)} of {len(record['goals'])} goals met"
-    ]
+    lines = [f"{record['total_seconds']:.0f} s, {record['peak_memory_gb']:.1f} GB at most"]
+    if record["goals"]:
+        lines[0] += f"; {len(record['goals']) - len(missed)} of {len(record['goals'])} goals met"
     for goal in missed:
         value = "not measured" if goal["value"] is None else f"{goal['value']:.3f}"
         lines.append(f"  missed: {goal['goal']} is {value}, wanted {goal['lowest']} to {goal['highest']}")
