@@ -3,6 +3,7 @@
 
 VENV := .venv
 PY := $(VENV)/bin/python
+TPU_COMPILER := $(VENV)/tpu-compiler/.stamp
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all lint bench clean
 
@@ -83,10 +84,19 @@ $(VENV)/.core-stamp: setup.py $(VENV)/.made-stamp
 	@$(call install,-e .)
 	@touch $@
 
-$(VENV)/.test-stamp: setup.py $(VENV)/.core-stamp
+$(VENV)/.test-stamp: setup.py $(VENV)/.core-stamp $(TPU_COMPILER)
 	@echo "Installing the test environment: $(TORCH), then the rest"
 	@$(PIP_INSTALL) $(TORCH_ARGS) $(TORCH)
 	@$(call install,-e '.[test]')
+	@touch $@
+
+# libtpu compiles for TPUs that are not here. It lies beside the packages, not among them, and tests are told where:
+# with libtpu among them, every program of jax on a machine without a TPU would look for one and say so.
+$(TPU_COMPILER): $(VENV)/.made-stamp
+	@rm -rf $(VENV)/tpu-compiler && mkdir -p $(VENV)/tpu-compiler
+	@case "$$(uname -sm)" in "Linux x86_64") \
+	  $(PIP_INSTALL) --no-deps --target $(VENV)/tpu-compiler 'libtpu>=0.0.40';; \
+	  *) echo "There is no libtpu for $$(uname -sm): the tests that compile for TPUs will be skipped";; esac
 	@touch $@
 
 $(VENV)/.dev-stamp: setup.py $(VENV)/.core-stamp

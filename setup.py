@@ -58,7 +58,6 @@ EXTRAS = {
         "pytest>=8.4,<10",
         "pytest-xdist>=3.6,<4",
         "tensorflow-datasets>=4.9.9,<5",
-        'libtpu>=0.0.40; sys_platform == "linux" and platform_machine == "x86_64"',
     ],
     "dev": ["ruff>=0.12,<0.18", "import-linter>=2.3,<3", "build>=1.2,<2"],
 }

@@ -1,7 +1,11 @@
 """Settings that must stand before jax is loaded: CPU, 8 simulated devices, quick compilation, a cache on disk."""
 
+import importlib.util
 import os
 import pathlib
+import sys
+
+import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tiny programs cost far more to optimise than to run; without LLVM's optimiser the numbers are the same.
@@ -18,3 +22,28 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def tpu_environment() -> dict[str, str]:
+    """Variables for a subprocess that compiles for TPUs that are not here; skips where there is no libtpu.
+
+    `make test` puts libtpu into .venv/tpu-compiler, out of the way of everything else.
+    """
+    library = pathlib.Path(sys.prefix) / "tpu-compiler" / "libtpu" / "libtpu.so"
+    found = {"TPU_LIBRARY_PATH": str(library)} if library.exists() else {}
+    if not found and "TPU_LIBRARY_PATH" not in os.environ and importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu, the TPU compiler, is not installed")
+    return os.environ | found | {
+        "JAX_PLATFORMS": "cpu",
+        # libtpu ends the process at a flag that only the CPU's compiler knows.
+        "XLA_FLAGS": "",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_WORKER_ID": "0",
+        "TPU_STDERR_LOG_LEVEL": "3",
+        "TPU_MIN_LOG_LEVEL": "3",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }  # fmt: skip

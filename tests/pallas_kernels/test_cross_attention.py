@@ -1,5 +1,3 @@
-import importlib.util
-import os
 import pathlib
 import re
 import subprocess
@@ -120,7 +118,7 @@ def test_equals_attend_where_a_row_sees_nothing_or_stops_early(dtype, tolerance)
 def test_large_logits_neither_overflow_nor_lose_hidden_keys():
     q, k, v, grad, mask = example(1, 9, 1, 1, 260, 8, visible=(130,))
     k = jnp.where(mask[:, None, :, None], k, 50 * k)
-    q = 100 * q
+    q = 30 * q  # logits beyond 89, where exp overflows
     f = lambda *a: cross_attention(*a, mask, block_q=128, block_kv=128, interpret=True)
     reference = lambda *a: cross_attention_reference(*a, mask)
     close(with_gradients(f, q, k, v, grad), with_gradients(reference, q, k, v, grad), 1e-4)
@@ -159,24 +157,9 @@ def test_the_race_detector_sees_a_race(capfd):
     assert "RACE DETECTED" in "".join(capfd.readouterr())
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed")
-def test_compiles_for_v5e():
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        # libtpu ends the process at a flag that only the CPU's compiler knows.
-        "XLA_FLAGS": "",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_WORKER_ID": "0",
-        "TPU_STDERR_LOG_LEVEL": "3",
-        "TPU_MIN_LOG_LEVEL": "3",
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE_FOR_TPU], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500
-    )
+def test_compiles_for_v5e(tpu_environment):
+    command = [sys.executable, "-c", COMPILE_FOR_TPU]
+    done = subprocess.run(command, cwd=ROOT, env=tpu_environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     assert re.findall(r"(.*) kernels (\d+)", done.stdout) == [("TPU v5 lite", "3")] * 2, done.stdout
 
