@@ -17,7 +17,7 @@ import numpy as np
 
 from mmjax import checkpoint
 from mmjax.config import ConfigError, check_choice, from_dict, to_dict
-from mmjax.data.collate import collate
+from mmjax.data.collate import collate, target_positions
 from mmjax.data.contracts import Batch, Media, TextStream
 from mmjax.data.conversation import parse_record
 from mmjax.data.processor import Processor, load_processor
@@ -30,7 +30,7 @@ from mmjax.encoders.text import TextEncoderConfig
 from mmjax.encoders.vit import ViTConfig
 from mmjax.infer.batch import answer_text
 from mmjax.infer.chat import TextStreamer
-from mmjax.infer.generate import GenerateOptions, Programs, check_request, generate
+from mmjax.infer.generate import GenerateOptions, Programs, check_request, generate, program_length
 from mmjax.interop import huggingface
 from mmjax.interop.gguf import decoder_from_gguf, load_gguf, read_gguf
 from mmjax.interop.locate import locate
@@ -145,8 +145,13 @@ class Model:
                 raise ValueError(f"{name} is {array.shape}, input_ids is {tokens.shape}")
         positions = given.get("position_ids", np.maximum(np.cumsum(mask, axis=1) - 1, 0).astype(np.int32))
         media_index, media = self._place(tokens, pixel_values)
-        weights = None if labels is None else (given["labels"] != -100).astype(np.float32)
-        text = TextStream(tokens, positions, (mask > 0).astype(np.int32), weights, media_index)
+        text = TextStream(tokens, positions, (mask > 0).astype(np.int32), media_index=media_index)
+        if labels is not None:
+            targets = given["labels"] != -100
+            most = min(program_length(max(int(targets.sum(axis=1).max()), 1)), tokens.shape[1])
+            text = text.replace(
+                loss_weights=targets.astype(np.float32), loss_positions=target_positions(targets, most)
+            )
         return Batch({"text": text}, media)
 
     def _place(self, tokens: np.ndarray, pixel_values: Any) -> tuple[np.ndarray | None, dict[str, Media]]:

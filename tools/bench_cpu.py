@@ -1,5 +1,7 @@
 """Speed on a CPU beside transformers: decode, prefill and train step of the same random LLaVA.
 
+Also one plain matrix product, jax's beside torch's, since that is what prefill and training are made of.
+
     JAX_PLATFORMS=cpu python tools/bench_cpu.py             # about 150M parameters, two threads
     JAX_PLATFORMS=cpu python tools/bench_cpu.py --small     # a few seconds, to see that it runs
 
@@ -84,6 +86,18 @@ def report(name: str, taken: list[tuple[float, float]], less: list[tuple[float, 
     )
 
 
+def bench_product(rows: int, count: int) -> None:
+    """One product of the size that most of the time goes to: what either library's compiler makes of it alone."""
+    x, kernel = (np.random.default_rng(0).normal(size=size).astype(np.float32) for size in ((rows, 768), (768, 2048)))
+    ours, theirs = jax.jit(jax.numpy.matmul), torch.nn.functional.linear
+    a, b, c, d = jax.numpy.asarray(x), jax.numpy.asarray(kernel), torch.tensor(x), torch.tensor(kernel.T.copy())
+    many = range(20)
+    report(
+        "product",
+        turns(lambda: [ours(a, b).block_until_ready() for _ in many], lambda: [theirs(c, d) for _ in many], count),
+    )
+
+
 def bench_generate(reference, model, rows: int, words: int, new: int, count: int) -> None:
     """Prefill with one new token, then decoding as the rest of `new` tokens."""
     x = example(reference, rows, words)
@@ -134,7 +148,7 @@ def bench_train(reference, model, rows: int, words: int, count: int) -> None:
 
 
 def main() -> int:
-    """Prints the three ratios."""
+    """Prints the ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true", help="a tiny model, to see that it runs")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each measurement that count")
@@ -151,6 +165,7 @@ def main() -> int:
     count = sum(p.numel() for p in reference.parameters()) / 1e6
     print(f"{count:.0f}M parameters, float32, {THREADS} threads, batch {args.rows}; loaded in {loaded:.1f} s")
     words, new = (8, 8) if args.small else (32, 64)
+    bench_product(args.rows * (196 + words), max(args.rounds, 5))
     bench_generate(reference, model, args.rows, words, new, args.rounds)
     bench_train(reference, model, args.rows, words, args.rounds)
     return 0

@@ -48,7 +48,6 @@ def collate(
     groups = np.zeros(shape, np.int32)
     loss_weights = np.zeros(shape, np.float32)
     media_index = np.full(shape, -1, np.int32)
-    loss_positions = np.full((rows, bucket.targets), -1, np.int32)
     starts = _port_starts(samples, plan, bucket)
     for b, sample in enumerate(samples):
         end = len(sample)
@@ -59,8 +58,6 @@ def collate(
         media_index[b, :end] = _shift_ports(sample, plan, starts)
         if sample.attend_group is not None:
             groups[b, :end] = sample.attend_group
-        targets = np.flatnonzero(sample.loss_weights)
-        loss_positions[b, : len(targets)] = targets
     text = TextStream(
         tokens=tokens,
         positions=positions,
@@ -68,10 +65,23 @@ def collate(
         loss_weights=loss_weights,
         media_index=media_index,
         attend_group=groups if bucket.grouped else None,
-        loss_positions=loss_positions,
+        loss_positions=target_positions(loss_weights, bucket.targets),
     )
     media = {port: _stack(samples, plan, port, rows, items) for port, items in bucket.items if items}
     return Batch(texts={"text": text}, media=media)
+
+
+def target_positions(weights: np.ndarray, capacity: int) -> np.ndarray:
+    """The places whose weight is not zero, int32 [B, capacity], filled up with -1.
+
+    Args:
+        weights: [B, T].
+        capacity: at least as many as any row has.
+    """
+    out = np.full((len(weights), capacity), -1, np.int32)
+    for row, places in zip(out, map(np.flatnonzero, weights), strict=True):
+        row[: len(places)] = places
+    return out
 
 
 def _check_fit(samples: Sequence[Sample], bucket: Bucket) -> None:

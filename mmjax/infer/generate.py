@@ -137,11 +137,11 @@ class Generation:
 
 
 def program_length(length: int) -> int:
-    """The length that programs are compiled for: `length` and at most an eighth of it, or 15, more.
+    """The length that programs are compiled for: `length` and at most a sixteenth of it, or 7, more.
 
-    Eight lengths an octave, so that prompts of all lengths share a few programs.
+    Sixteen lengths an octave, so that prompts of all lengths share a few programs and little is computed in vain.
     """
-    grain = max(16, (1 << (length.bit_length() - 1)) // 8)
+    grain = max(8, (1 << (length.bit_length() - 1)) // 16)
     return -(-length // grain) * grain
 
 
