@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from mmjax.config import ConfigError
 from mmjax.distributed.rules import constrain
 from mmjax.nn.block import Block, BlockConfig
-from mmjax.nn.linear import fan_in_normal
+from mmjax.nn.linear import contract, fan_in_normal
 from mmjax.nn.lora import LoRAConfig
 from mmjax.nn.mlp import check_activation
 from mmjax.nn.norms import RMSNorm
@@ -156,14 +156,9 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Final-normed hidden states [..., D] -> float32 [..., V]."""
-        if self.config.tie_embeddings:
-            kernel, contract = self.embed_table(), 1
-        else:
-            kernel, contract = self.lm_head(), 0
-        dims = (((hidden.ndim - 1,), (contract,)), ((), ()))
-        return jax.lax.dot_general(
-            hidden.astype(self.dtype), kernel.astype(self.dtype), dims, preferred_element_type=jnp.float32
-        )
+        tied = self.config.tie_embeddings
+        kernel = self.embed_table() if tied else self.lm_head()
+        return contract(hidden.astype(self.dtype), kernel.astype(self.dtype), 1, tied, jnp.float32)
 
     def __call__(
         self,

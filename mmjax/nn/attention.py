@@ -29,12 +29,18 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> 
     """
     batch, length, heads, width = q.shape
     groups = k.shape[1]
-    q = q.reshape(batch, length, groups, heads // groups, width)
-    logits = jnp.einsum("btkgc,bksc->bkgts", q, k, preferred_element_type=jnp.float32) / math.sqrt(width)
+    # The query heads of a group are rows of one product with the group's keys. Both products are spelt as
+    # [rows, C] x [S, C] and [rows, S] x [S, C]: einsum would turn them round and copy what is largest.
+    q = q.reshape(batch, length, groups, -1, width).swapaxes(1, 2).reshape(batch, groups, -1, width)
+    both = (0, 1), (0, 1)
+    logits = jax.lax.dot_general(q, k, (((3,), (3,)), both), preferred_element_type=jnp.float32) / math.sqrt(width)
     if mask is not None:
-        logits = jnp.where(mask[:, None, None], logits, jnp.finfo(jnp.float32).min)
+        # Brought to the logits' shape, not they to its: what the backward pass keeps is then kept once.
+        mask = jnp.repeat(jnp.broadcast_to(mask, (*mask.shape[:1], length, mask.shape[2])), heads // groups, axis=1)
+        logits = jnp.where(mask[:, None], logits, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.einsum("bkgts,bksc->btkgc", weights, v).reshape(batch, length, heads, width)
+    out = jax.lax.dot_general(weights, v, (((3,), (2,)), both)).reshape(batch, groups, length, -1, width)
+    return out.swapaxes(1, 2).reshape(batch, length, heads, width)
 
 
 class Attention(nn.Module):

@@ -1,6 +1,8 @@
 """A linear map over any number of trailing axes, with an optional low-rank (LoRA) path beside it."""
 
+import functools
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,6 +14,48 @@ from mmjax.nn.lora import LoRAConfig
 def fan_in_normal(shape_in: tuple[int, ...]) -> jax.nn.initializers.Initializer:
     """Normal initialiser with standard deviation 1 / sqrt(number of inputs)."""
     return nn.initializers.normal(1.0 / math.sqrt(math.prod(shape_in)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def contract(
+    x: jax.Array, kernel: jax.Array, in_dims: int = 1, transposed: bool = False, dtype: Any = None
+) -> jax.Array:
+    """x [..., *in] . kernel [*in, *out] -> [..., *out], or with `transposed` . kernel [*out, *in].
+
+    `dtype` is that of the result, x's unless given; gradients are products in x's dtype.
+
+    The backward pass is written out because the automatic one asks for the kernel's gradient the other way round
+    and turns it afterwards; XLA's CPU compiler then turns whole activations instead, which costs more than
+    the product itself where one side is narrow (LoRA). Reverse mode only.
+    """
+    return _dot(x, kernel, *_inner(x, kernel, in_dims, transposed), dtype)
+
+
+def _dot(x, y, x_axes, y_axes, dtype=None):
+    dims = (tuple(x_axes), tuple(y_axes)), ((), ())
+    return jax.lax.dot_general(x, y, dims, preferred_element_type=dtype)
+
+
+def _inner(x, kernel, in_dims, transposed):
+    out_dims = kernel.ndim - in_dims
+    first = out_dims if transposed else 0
+    return range(x.ndim - in_dims, x.ndim), range(first, first + in_dims)
+
+
+def _contract_forward(x, kernel, in_dims, transposed, dtype):
+    return contract(x, kernel, in_dims, transposed, dtype), (x, kernel)
+
+
+def _contract_backward(in_dims, transposed, dtype, saved, dy):
+    x, kernel = saved
+    dy = dy.astype(x.dtype)
+    rows, out_dims = range(x.ndim - in_dims), kernel.ndim - in_dims
+    first = 0 if transposed else in_dims
+    dx = _dot(dy, kernel, range(len(rows), dy.ndim), range(first, first + out_dims))
+    return dx, _dot(dy, x, rows, rows) if transposed else _dot(x, dy, rows, rows)
+
+
+contract.defvjp(_contract_forward, _contract_backward)
 
 
 class Linear(nn.Module):
@@ -41,21 +85,20 @@ class Linear(nn.Module):
         """x [..., *in] -> [..., *features] in `dtype`."""
         shape_in = x.shape[x.ndim - self.in_dims :]
         axes_in, axes_out = self.axes[: self.in_dims], self.axes[self.in_dims :]
-        contract = (tuple(range(x.ndim - self.in_dims, x.ndim)), tuple(range(self.in_dims)))
 
         def weight(name, init, shape, axes):
             return self.param(name, nn.with_logical_partitioning(init, axes), shape).astype(self.dtype)
 
         x = x.astype(self.dtype)
         kernel = weight("kernel", fan_in_normal(shape_in), (*shape_in, *self.features), self.axes)
-        y = jax.lax.dot_general(x, kernel, (contract, ((), ())))
+        y = contract(x, kernel, self.in_dims)
         if self.lora is not None:
             rank = self.lora.rank
             a = weight("lora_a", fan_in_normal(shape_in), (*shape_in, rank), (*axes_in, "rank"))
             b = weight("lora_b", nn.initializers.zeros, (rank, *self.features), ("rank", *axes_out))
             # Scaled where it is narrow, so that neither pass multiplies a whole activation by a constant.
-            low = jax.lax.dot_general(x, a, (contract, ((), ()))) * (self.lora.alpha / rank)
-            y = y + jax.lax.dot_general(low, b, (((low.ndim - 1,), (0,)), ((), ())))
+            low = contract(x, a, self.in_dims) * (self.lora.alpha / rank)
+            y = y + contract(low, b, 1)
         if self.use_bias:
             y = y + weight("bias", nn.initializers.zeros, self.features, axes_out)
         return y
