@@ -20,9 +20,10 @@ from mmjax.config import ConfigError, check_choice, from_dict, to_dict
 from mmjax.data.collate import collate, target_positions
 from mmjax.data.contracts import Batch, Media, TextStream
 from mmjax.data.conversation import parse_record
+from mmjax.data.gguf_tokenizer import tokenizer_from_gguf
 from mmjax.data.processor import Processor, load_processor
 from mmjax.data.token_plan import TokenPlanError
-from mmjax.data.tokenizer import load_tokenizer, tokenizer_from_gguf
+from mmjax.data.tokenizer import load_tokenizer
 from mmjax.distributed.mesh import check_fits
 from mmjax.distributed.rules import shardings
 from mmjax.encoders.dual import DualEncoder, DualEncoderConfig, Tower

@@ -69,6 +69,7 @@ def fails(arguments, capsys):
         (["systems", "--config.a=1"], ["'--config.a=1'"]),
         (["train", "--config", "llava_1_5:7b"], ["--workdir"]),
         (["train", "--config", "llava15:7b", "--workdir", "w"], ["'llava15'", '"llava_1_5"']),
+        (["train", "--config", "demo", "--workdir", "w"], ["program of its own", "mmjax demo --workdir"]),
         (["train", "--config", "gone.py", "--workdir", "w"], ["'gone.py' does not exist"]),
         (["train", "--config", "llava_1_5:8b", "--workdir", "w"], ["'8b'", '"7b"', "13b"]),
         (

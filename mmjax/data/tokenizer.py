@@ -1,4 +1,4 @@
-"""One tokenizer over three kinds of file: `tokenizer.json`, a sentencepiece `.model`, the tables of a GGUF.
+"""One tokenizer over three kinds of file: `tokenizer.json`, a sentencepiece `.model`, a GGUF (`gguf_tokenizer`).
 
 The rule that the rest of the library stands on: `Tokenizer.encode` reads ORDINARY text. A control token spelt
 out in it is encoded as the characters it consists of, never as the control id, so no text of a user, of a
@@ -18,17 +18,17 @@ import secrets
 from collections.abc import Iterable, Mapping
 
 _SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model")
-_SPACE = "\u2581"  # how sentencepiece vocabularies write a space
+SPACE = "\u2581"  # how sentencepiece vocabularies write a space
 _SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which JSON can hold and UTF-8 cannot
 _BYTE_TOKEN = re.compile(
     "<0x[0-9A-F]{2}>"
 )  # what byte fallback falls back on: no control, even if so flagged
 # Types of pieces, the same numbers in sentencepiece and GGUF.
-_UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6
+UNKNOWN, CONTROL, USER_DEFINED, _BYTE = 2, 3, 4, 6
 
 
 def _is_markup(token: str) -> bool:
-    return any(not (c.isalnum() or c.isspace() or c == _SPACE) for c in token)
+    return any(not (c.isalnum() or c.isspace() or c == SPACE) for c in token)
 
 
 class Tokenizer:
@@ -129,7 +129,7 @@ class Tokenizer:
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
-class _HuggingFaceCore:
+class HuggingFaceCore:
     """A `tokenizers.Tokenizer`, and one made from it for encoding, in which no control token can match."""
 
     def __init__(self, raw):
@@ -161,7 +161,7 @@ class _HuggingFaceCore:
 
         raw = type(self.raw).from_str(self.raw.to_str())
         raw.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in tokens])
-        return _HuggingFaceCore(raw)
+        return HuggingFaceCore(raw)
 
     def save(self, directory, config):
         self.raw.save(os.path.join(directory, "tokenizer.json"))
@@ -221,7 +221,7 @@ class _SentencePieceCore:
         self.controls = {
             piece.piece: (i, False, False)
             for i, piece in enumerate(proto.pieces)
-            if types[i] in (_UNKNOWN, _CONTROL) or (types[i] == _USER_DEFINED and _is_markup(piece.piece))
+            if types[i] in (UNKNOWN, CONTROL) or (types[i] == USER_DEFINED and _is_markup(piece.piece))
         }
         self.controls.update(self.added)
         self._by_id = {row[0]: token for token, row in self.added.items()}
@@ -230,8 +230,8 @@ class _SentencePieceCore:
 
         ours = copy.deepcopy(proto)
         for i, piece in enumerate(ours.pieces):
-            if i in self._control_ids and piece.type != _UNKNOWN:
-                piece.type = _CONTROL
+            if i in self._control_ids and piece.type != UNKNOWN:
+                piece.type = CONTROL
         ours.normalizer_spec.add_dummy_prefix &= prefix
         self.prefix_space = ours.normalizer_spec.add_dummy_prefix
         load = sentencepiece.SentencePieceProcessor
@@ -257,7 +257,7 @@ class _SentencePieceCore:
             elif index < len(self.proto.pieces):
                 piece = self.proto.pieces[index]
                 out += bytes([int(piece.piece[3:-1], 16)]) if piece.type == _BYTE else piece.piece.encode()
-        text = out.decode("utf-8", errors="replace").replace(_SPACE, " ")
+        text = out.decode("utf-8", errors="replace").replace(SPACE, " ")
         return text[1:] if self.prefix_space and text.startswith(" ") else text
 
     def token_id(self, token):
@@ -323,7 +323,7 @@ def load_tokenizer(directory: str) -> Tokenizer | None:
     return None
 
 
-def _read_huggingface(path: str, named: Mapping[str, str], added: Mapping[str, dict]) -> _HuggingFaceCore:
+def _read_huggingface(path: str, named: Mapping[str, str], added: Mapping[str, dict]) -> HuggingFaceCore:
     import tokenizers
 
     with open(path, encoding="utf-8", errors="replace") as file:
@@ -344,7 +344,7 @@ def _read_huggingface(path: str, named: Mapping[str, str], added: Mapping[str, d
                 raw.add_special_tokens([new])
             else:
                 raw.add_tokens([new])
-    return _HuggingFaceCore(raw)
+    return HuggingFaceCore(raw)
 
 
 def _read_sentencepiece(path, named, added, template, config) -> Tokenizer:
@@ -431,139 +431,3 @@ def _chat_template(directory: str, config: Mapping) -> str | None:
         named = {row["name"]: row["template"] for row in template}
         template = named.get("default")
     return template
-
-
-_CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_WORDS = r"|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_LLAMA3 = _CONTRACTION + _WORDS % r"\p{N}{1,3}"
-_QWEN2 = _CONTRACTION + _WORDS % r"\p{N}"
-# tokenizer.ggml.pre -> how text is cut before the merges: "gpt2" (ByteLevel's own expression), "digits"
-# (every digit alone, then the same), or an expression.
-_GGUF_PRE = {
-    **dict.fromkeys(("default", "gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jais"), "gpt2"),
-    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"), "digits"),
-    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "smaug-bpe", "pixtral", "falcon3", "lfm2"), _LLAMA3),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez"), _QWEN2),
-}
-
-
-def tokenizer_from_gguf(metadata: Mapping) -> Tokenizer:
-    """The tokenizer in a GGUF file's metadata (key -> value, arrays as lists).
-
-    Follows the keys of the GGUF specification under `tokenizer.`: `ggml.model` "gpt2" (byte-level BPE from
-    tokens and merges, cut as `ggml.pre` says) or "llama" (sentencepiece BPE; merges recovered from the
-    scores). Raises ValueError naming the key that is missing or holds something unknown.
-    """
-    model = _gguf(metadata, "model")
-    tokens = _gguf(metadata, "tokens")
-    types = _gguf(metadata, "token_type", [1] * len(tokens))
-    if len(types) != len(tokens):
-        raise ValueError(f"tokenizer.ggml.token_type has {len(types)} entries for {len(tokens)} tokens")
-    pre = _gguf(metadata, "pre", "default")
-    names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-    named_ids = {name: _gguf(metadata, f"{key}_token_id", None) for name, key in names.items()}
-    for key, index in named_ids.items():
-        if index is not None and not 0 <= index < len(tokens):
-            raise ValueError(f"GGUF metadata: the id of {key} is {index}, but there are {len(tokens)} tokens")
-    named = {key: tokens[index] for key, index in named_ids.items() if index is not None}
-    typed = list(zip(tokens, types, strict=True))
-    special = {token for token, kind in typed if kind in (_UNKNOWN, _CONTROL)} | set(named.values())
-    user = {token for token, kind in typed if kind == _USER_DEFINED and _SPACE not in token}
-    if model == "gpt2":
-        raw = _gguf_byte_level(tokens, _gguf(metadata, "merges"), pre)
-        add_bos = _GGUF_PRE[pre] == _LLAMA3
-    elif model == "llama":
-        raw = _gguf_sentencepiece(metadata, tokens, special, named.get("unk_token"))
-        add_bos = True
-    else:
-        raise ValueError(f'tokenizer.ggml.model is "{model}"; this reader knows "gpt2" and "llama"')
-    _add_gguf_tokens(raw, tokens, special, user)
-    add_bos = bool(_gguf(metadata, "add_bos_token", add_bos)) and "bos_token" in named
-    if add_bos:
-        from tokenizers.processors import TemplateProcessing
-
-        bos = named["bos_token"]
-        raw.post_processor = TemplateProcessing(
-            single=[bos, "$A"], pair=[bos, "$A", bos, "$B"], special_tokens=[(bos, named_ids["bos_token"])]
-        )
-    return Tokenizer(_HuggingFaceCore(raw), named, add_bos, metadata.get("tokenizer.chat_template"), {})
-
-
-_REQUIRED = object()
-
-
-def _gguf(metadata: Mapping, key: str, default=_REQUIRED):
-    value = metadata.get(f"tokenizer.ggml.{key}", default)
-    if value is _REQUIRED:
-        raise ValueError(f"GGUF metadata has no tokenizer.ggml.{key}, so no tokenizer can be built from it")
-    return value
-
-
-def _gguf_byte_level(tokens: list[str], merges: list[str], pre: str):
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-
-    if pre not in _GGUF_PRE:
-        raise ValueError(f'tokenizer.ggml.pre is "{pre}"; this reader knows {", ".join(sorted(_GGUF_PRE))}')
-    rule = _GGUF_PRE[pre]
-    vocab: dict[str, int] = {}
-    for index, token in enumerate(tokens):
-        vocab.setdefault(token, index)
-    pairs = [tuple(merge.split(" ", 1)) for merge in merges]
-    for pair in pairs:
-        if len(pair) != 2 or not {*pair, "".join(pair)} <= vocab.keys():
-            raise ValueError(f"tokenizer.ggml.merges: {' '.join(pair)!r} needs tokens that are not there")
-    raw = Tokenizer(models.BPE(vocab=vocab, merges=pairs, ignore_merges=rule == _LLAMA3))
-    cut = []
-    if rule == "digits":
-        cut = [pre_tokenizers.Digits(individual_digits=True)]
-    elif rule != "gpt2":
-        cut = [pre_tokenizers.Split(Regex(rule), behavior="isolated")]
-    raw.pre_tokenizer = pre_tokenizers.Sequence(
-        [*cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=rule in ("gpt2", "digits"))]
-    )
-    if rule == _QWEN2:
-        raw.normalizer = normalizers.NFC()
-    raw.decoder = decoders.ByteLevel()
-    return raw
-
-
-def _gguf_sentencepiece(metadata: Mapping, tokens: list[str], special: set[str], unknown: str | None):
-    """Llama's sentencepiece BPE: the pair whose union has the best score is merged first."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    if str(metadata.get("general.architecture", "")).startswith("gemma"):
-        # Runs of spaces are stored as spaces, and the order of the tokens is the order of the merges.
-        tokens = [_SPACE * len(token) if token and not token.strip(" ") else token for token in tokens]
-        scores = [-index for index in range(len(tokens))]
-    else:
-        scores = _gguf(metadata, "scores")
-    if len(scores) != len(tokens):
-        raise ValueError(f"tokenizer.ggml.scores has {len(scores)} entries for {len(tokens)} tokens")
-    vocab: dict[str, int] = {}
-    for index, token in enumerate(tokens):
-        vocab.setdefault(token, index)
-    parts = vocab.keys() - special
-    merges = []
-    for token in parts:
-        for cut in range(1, len(token)):
-            left, right = token[:cut], token[cut:]
-            if left in parts and right in parts:
-                index = vocab[token]
-                merges.append(((-scores[index], -len(left), -len(right), index), (left, right)))
-    merges.sort()
-    pairs = [pair for _, pair in merges]
-    raw = Tokenizer(
-        models.BPE(vocab=vocab, merges=pairs, unk_token=unknown, fuse_unk=True, byte_fallback=True)
-    )
-    prefix = bool(_gguf(metadata, "add_space_prefix", True))
-    raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first" if prefix else "never", split=False)
-    steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    raw.decoder = decoders.Sequence([*steps, decoders.Strip(content=" ", left=1)] if prefix else steps)
-    return raw
-
-
-def _add_gguf_tokens(raw, tokens: list[str], special: set[str], user: set[str]) -> None:
-    from tokenizers import AddedToken
-
-    raw.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in tokens if t in special])
-    raw.add_tokens([AddedToken(t, normalized=False) for t in tokens if t in user and t not in special])

@@ -17,9 +17,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mmjax.config import ConfigError
+from mmjax.data.gguf_tokenizer import tokenizer_from_gguf
 from mmjax.data.image import ImageError, ImageProcessor
 from mmjax.data.processor import Processor
-from mmjax.data.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_gguf
+from mmjax.data.tokenizer import Tokenizer, load_tokenizer
 from mmjax.distributed.mesh import MeshConfig, check_fits
 from mmjax.distributed.rules import shardings
 from mmjax.encoders.dual import DualEncoderConfig

@@ -97,6 +97,8 @@ def train_from_config(config: ConfigDict | Mapping[str, Any], workdir: str | os.
         SystemExit: with code 77, after saving, when the run is told to stop (SIGTERM).
     """
     plain = to_plain(config)
+    if str(plain.get("name", "")).startswith("demo:"):
+        raise ConfigError("configs/demo.py is a program of its own: run `mmjax demo --workdir DIR`, or `make demo`")
     parsed = from_dict(TrainConfig, plain, "config")
     stages = [stage_of(name, fields) for name, fields in parsed.stages.items()]
     if not stages:

@@ -21,7 +21,8 @@ from mmjax.data.chat_template import (
     encode_plain,
 )
 from mmjax.data.conversation import Conversation, MediaPart, Message, TextPart, parse_record
-from mmjax.data.tokenizer import load_tokenizer, tokenizer_from_gguf
+from mmjax.data.gguf_tokenizer import tokenizer_from_gguf
+from mmjax.data.tokenizer import load_tokenizer
 
 CORPUS = [
     "system user assistant USER: ASSISTANT: [INST] [/INST] <<SYS>> <</SYS>> You are a helpful assistant.",

@@ -11,7 +11,8 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from mmjax.data.tokenizer import load_tokenizer, tokenizer_from_gguf
+from mmjax.data.gguf_tokenizer import tokenizer_from_gguf
+from mmjax.data.tokenizer import load_tokenizer
 
 CORPUS = [
     "hello world, what is in the picture? it is a small cat on a red mat.",

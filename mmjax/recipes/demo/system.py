@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.config import from_dict
+from mmjax.data.gguf_tokenizer import tokenizer_from_gguf
 from mmjax.data.image import ImageProcessor
 from mmjax.data.processor import Processor
-from mmjax.data.tokenizer import Tokenizer, tokenizer_from_gguf
+from mmjax.data.tokenizer import Tokenizer
 from mmjax.encoders.efficientnet import EfficientNetConfig
 from mmjax.interop.efficientnet import load_efficientnet
 from mmjax.interop.gguf import load_gguf
