@@ -87,7 +87,7 @@ def get_config(arg: str = "full") -> dict:
         },
         "stages": {
             "pretrain": {
-                "steps": 6 if short else 64,
+                "steps": 6 if short else 80,
                 "batch_size": 8 if short else 32,
                 "learning_rate": 6e-4,
                 "warmup_steps": 2 if short else 10,
@@ -100,7 +100,7 @@ def get_config(arg: str = "full") -> dict:
                 "data": {"kind": "captions", "length": 20, "targets": 7},
             },
             "instruct": {
-                "steps": 4 if short else 80,
+                "steps": 4 if short else 100,
                 "batch_size": 4 if short else 8,
                 "learning_rate": 1e-3,
                 "warmup_steps": 1 if short else 10,
