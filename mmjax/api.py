@@ -26,9 +26,9 @@ from mmjax.data.token_plan import TokenPlanError
 from mmjax.data.tokenizer import load_tokenizer
 from mmjax.distributed.mesh import check_fits
 from mmjax.distributed.rules import shardings
+from mmjax.encoders import EncoderConfig
 from mmjax.encoders.dual import DualEncoder, DualEncoderConfig, Tower
 from mmjax.encoders.text import TextEncoderConfig
-from mmjax.encoders.vit import ViTConfig
 from mmjax.infer.batch import answer_text
 from mmjax.infer.chat import TextStreamer
 from mmjax.infer.generate import GenerateOptions, Programs, check_request, generate, program_length
@@ -39,7 +39,7 @@ from mmjax.model import MultimodalLM, MultimodalLMConfig
 from mmjax.paths import flatten
 
 # The kinds of model that an mmjax directory may hold.
-CONFIGS = {cls.kind: cls for cls in (MultimodalLMConfig, DualEncoderConfig, ViTConfig, TextEncoderConfig)}
+CONFIGS = {cls.kind: cls for cls in huggingface.MODELS}
 FORMATS = ("huggingface", "mmjax")
 
 
@@ -334,7 +334,7 @@ class EncoderModel:
         hf_config: config.json of the checkpoint.
     """
 
-    config: DualEncoderConfig | ViTConfig | TextEncoderConfig
+    config: DualEncoderConfig | EncoderConfig | TextEncoderConfig
     params: dict[str, Any]
     dtype: str = "float32"
     hf_config: Mapping[str, Any] | None = None
@@ -351,19 +351,27 @@ class EncoderModel:
         return jax.jit(self.module.__call__)
 
     def __call__(
-        self, input_ids: Any = None, attention_mask: Any = None, pixel_values: Any = None
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        pixel_values: Any = None,
+        pixel_attention_mask: Any = None,
+        spatial_shapes: Any = None,
     ) -> EncoderOutput:
         """Runs the towers that the model has.
 
         Args:
             input_ids, attention_mask: int [B, T], for a text tower.
-            pixel_values: float [I, 3, H, W] or [I, H, W, 3], for an image tower.
+            pixel_values: float [I, 3, H, W] or [I, H, W, 3], for an image tower; for one that takes images of
+                any shape (SigLIP 2), float [I, N, patch numbers] with the next two.
+            pixel_attention_mask: [I, N], 0 is padding.
+            spatial_shapes: int [I, 2], rows and columns of patches.
 
         Raises:
             ValueError: an input that the model needs is missing.
         """
         wants_image = not isinstance(self.config, TextEncoderConfig)
-        wants_text = not isinstance(self.config, ViTConfig)
+        wants_text = isinstance(self.config, DualEncoderConfig | TextEncoderConfig)
         if (wants_image and pixel_values is None) or (wants_text and input_ids is None):
             needed = [
                 name for name, want in (("input_ids", wants_text), ("pixel_values", wants_image)) if want
@@ -375,11 +383,20 @@ class EncoderModel:
             if attention_mask is None or not wants_text
             else _integers("attention_mask", attention_mask) > 0
         )
+        if wants_image and np.ndim(pixel_values) == 3:
+            if pixel_attention_mask is None or spatial_shapes is None:
+                raise ValueError("patches as pixel_values need pixel_attention_mask and spatial_shapes")
+            seen = _integers("pixel_attention_mask", pixel_attention_mask) > 0
+            shapes = _integers("spatial_shapes", spatial_shapes)
+            out = self._forward(self.params, np.asarray(pixel_values, np.float32), seen, shapes)
+            return EncoderOutput(last_hidden_state=out["last_hidden_state"], pooler_output=out.get("pooled"))
         pixels = _channels_last(pixel_values) if wants_image else None
         if isinstance(self.config, DualEncoderConfig):
             per_image, per_text, image, text = self._forward(self.params, tokens, mask, pixels)
             return EncoderOutput(per_image, per_text, image, text)
         out = self._forward(self.params, pixels) if wants_image else self._forward(self.params, tokens, mask)
+        # Maps lie channels first in transformers.
+        out = {name: x.transpose(0, 3, 1, 2) if x.ndim == 4 else x for name, x in out.items()}
         embeds = {("image_embeds" if wants_image else "text_embeds"): out.get("embeds")}
         return EncoderOutput(
             last_hidden_state=out["last_hidden_state"], pooler_output=out.get("pooled"), **embeds

@@ -68,7 +68,8 @@ class MultimodalLMConfig:
             original_size: (height, width) in pixels, where the count depends on it.
         """
         check_choice("port", port, tuple(self.encoders))
-        return self.projectors[port].num_tokens(self.encoders[port].num_tokens(grid, original_size))
+        features = self.encoders[port].num_tokens(grid, original_size)
+        return self.projectors[port].num_tokens(features, grid)
 
 
 class Output(NamedTuple):

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.config import ConfigError
+from mmjax.encoders import ENCODERS, EncoderConfig
 from mmjax.encoders.text import TextEncoder, TextEncoderConfig
-from mmjax.encoders.vit import ViT, ViTConfig
+from mmjax.encoders.vit import ViTConfig
 
 Params = dict[str, Any]
 
@@ -57,20 +58,20 @@ class Tower:
         dtype, param_dtype, remat: compute dtype, dtype of the params, rematerialisation policy.
     """
 
-    config: ViTConfig | TextEncoderConfig
+    config: EncoderConfig | TextEncoderConfig
     dtype: str = "float32"
     param_dtype: str = "float32"
     remat: str = "none"
 
     @property
-    def module(self) -> ViT | TextEncoder:
+    def module(self) -> nn.Module:
         """The flax module."""
-        module = ViT if isinstance(self.config, ViTConfig) else TextEncoder
+        module = ENCODERS.get(type(self.config), TextEncoder)
         return module(self.config, jnp.dtype(self.dtype), self.remat)
 
     def _boxed(self, rng: jax.Array) -> Any:
         c = self.config
-        if isinstance(c, ViTConfig):
+        if not isinstance(c, TextEncoderConfig):
             images = jnp.zeros((1, c.image_size, c.image_size, 3))
             return self.module.init(rng, images, method="create")["params"]
         return self.module.init(rng, jnp.zeros((1, 1), jnp.int32))["params"]
@@ -88,12 +89,16 @@ class Tower:
         return _unbox(jax.eval_shape(self._boxed, jax.random.key(0)), "names")
 
     def __call__(
-        self, params: Params, values: jax.Array, mask: jax.Array | None = None
+        self, params: Params, values: jax.Array, mask: jax.Array | None = None, *more: jax.Array
     ) -> dict[str, jax.Array]:
-        """Images [B, H, W, 3], or tokens [B, T] and their mask -> see `ViT.run` and `TextEncoder`."""
-        if isinstance(self.config, ViTConfig):
-            return self.module.apply({"params": params}, values, method="run")
-        return self.module.apply({"params": params}, values, mask)
+        """Images [B, H, W, 3], or tokens [B, T] and their mask -> see the encoder's `run` and `TextEncoder`.
+
+        An encoder that takes patches has their mask and, in `more`, the shapes of the images.
+        """
+        if isinstance(self.config, TextEncoderConfig):
+            return self.module.apply({"params": params}, values, mask)
+        given = () if mask is None else (mask, *more)
+        return self.module.apply({"params": params}, values, *given, method="run")
 
 
 @dataclasses.dataclass(frozen=True)

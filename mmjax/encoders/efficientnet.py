@@ -105,6 +105,8 @@ class ConvNorm(nn.Module):
     """Convolution and batch norm: kernel [k, k, in (1 if depthwise), out], scale, bias, mean, var [out].
 
     The norm is folded into the kernel at each call, in float32: the kernel is far smaller than the image.
+    `padding` is how many zeros are put on every side, if not as few as give ceil(size / stride); a depthwise
+    convolution always has the latter.
     """
 
     features: int
@@ -112,6 +114,7 @@ class ConvNorm(nn.Module):
     stride: int = 1
     depthwise: bool = False
     eps: float = 1e-3
+    padding: int | None = None
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -138,7 +141,8 @@ class ConvNorm(nn.Module):
             return depthwise(x, kernel, self.stride) + offset
         if self.kernel == self.stride == 1:
             return x @ kernel[0, 0] + offset
-        return _convolve(x, kernel, self.stride) + offset
+        padding = "SAME" if self.padding is None else ((self.padding, self.padding),) * 2
+        return _convolve(x, kernel, self.stride, padding=padding) + offset
 
 
 def depthwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
@@ -161,10 +165,10 @@ def depthwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     )
 
 
-def _convolve(x: jax.Array, kernel: jax.Array, stride: int, groups: int = 1) -> jax.Array:
+def _convolve(x: jax.Array, kernel: jax.Array, stride: int, groups: int = 1, padding="SAME") -> jax.Array:
     layout = ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), "SAME", dimension_numbers=layout, feature_group_count=groups
+        x, kernel, (stride, stride), padding, dimension_numbers=layout, feature_group_count=groups
     )
 
 

@@ -67,6 +67,22 @@ class Linear:
 
 
 @dataclasses.dataclass(frozen=True)
+class Matrix:
+    """Ours [*in, *out], theirs (GPT-2's Conv1D) [prod(in), prod(out)]; `in_dims` counts the axes of *in."""
+
+    in_dims: int = 1
+
+    def theirs_shape(self, ours: Shape) -> Shape:
+        return (math.prod(ours[: self.in_dims]), math.prod(ours[self.in_dims :]))
+
+    def to_ours(self, theirs: np.ndarray, ours: Shape) -> np.ndarray:
+        return theirs.reshape(ours)
+
+    def to_theirs(self, ours: np.ndarray) -> np.ndarray:
+        return ours.reshape(self.theirs_shape(ours.shape))
+
+
+@dataclasses.dataclass(frozen=True)
 class Flat:
     """Ours of any shape, theirs the same elements in one axis: biases [H, C] against [H * C]."""
 
@@ -138,29 +154,48 @@ class HalfSplitRotary:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One of several pieces that their tensor holds one after the other on its first axis.
+    """One of several pieces that their tensor holds one after the other on one axis.
 
     Rows of all the pieces name the same tensor (a fused in_proj holds q, k and v).
 
     Attributes:
         index: which piece, from 0.
-        sizes: length of every piece on their first axis.
+        sizes: length of every piece on that axis.
         inner: the transform of the piece itself.
+        axis: which axis of theirs.
+        groups: how many times the pieces take turns, each time with an equal share of every piece (the q, k
+            and v of one head, then those of the next).
     """
 
     index: int
     sizes: tuple[int, ...]
     inner: Transform
+    axis: int = 0
+    groups: int = 1
 
     def theirs_shape(self, ours: Shape) -> Shape:
-        return (sum(self.sizes), *self.inner.theirs_shape(ours)[1:])
+        shape = list(self.inner.theirs_shape(ours))
+        shape[self.axis] = sum(self.sizes)
+        return tuple(shape)
 
     def to_ours(self, theirs: np.ndarray, ours: Shape) -> np.ndarray:
-        start = sum(self.sizes[: self.index])
-        return self.inner.to_ours(theirs[start : start + self.sizes[self.index]], ours)
+        ends = np.cumsum(self.sizes)[:-1] // self.groups
+        piece = np.split(self._turns(theirs), ends, axis=self.axis + 1)[self.index]
+        return self.inner.to_ours(self._flat(piece), ours)
 
     def to_theirs(self, ours: np.ndarray) -> np.ndarray:
         return self.inner.to_theirs(ours)
+
+    def join(self, pieces: Sequence[np.ndarray]) -> np.ndarray:
+        """Their tensor of all the pieces, as `to_theirs` gives them, in the order of their index."""
+        return self._flat(np.concatenate([self._turns(piece) for piece in pieces], axis=self.axis + 1))
+
+    def _turns(self, array: np.ndarray) -> np.ndarray:
+        at = self.axis
+        return array.reshape(*array.shape[:at], self.groups, -1, *array.shape[at + 1 :])
+
+    def _flat(self, array: np.ndarray) -> np.ndarray:
+        return array.reshape(*array.shape[: self.axis], -1, *array.shape[self.axis + 2 :])
 
 
 IDENTITY = Identity()
@@ -178,11 +213,13 @@ class Row:
         theirs: name of their tensor. With "{i}", our leaf has a leading layer axis and every layer is a
             tensor of theirs; with "{j}" too, a second one.
         transform: the change of layout, of one layer where they are stacked.
+        layers: their numbers of our layers, where these are not 0, 1, 2, ... (only every second has the part).
     """
 
     ours: str
     theirs: str
     transform: Transform = IDENTITY
+    layers: tuple[int, ...] | None = None
 
 
 Rewrite = tuple[str, str]
@@ -269,7 +306,7 @@ def export_params(table: Sequence[Row], params: Mapping[str, Any]) -> Iterator[t
 
 def _join(rows: Sequence[Row], pieces: Sequence[np.ndarray]) -> np.ndarray:
     order = sorted(range(len(rows)), key=lambda at: rows[at].transform.index)
-    return np.concatenate([pieces[at] for at in order])
+    return rows[0].transform.join([pieces[at] for at in order])
 
 
 def _stacked_axes(theirs: str) -> int:
@@ -280,7 +317,8 @@ def _names(row: Row, shape: Shape) -> Iterator[tuple[tuple[int, ...], str]]:
     """Index into our leaf and their name, for each tensor of a row."""
     for index in itertools.product(*(range(size) for size in shape[: _stacked_axes(row.theirs)])):
         name = row.theirs
-        for letter, number in zip("ij", index, strict=False):
+        numbers = index if row.layers is None else (row.layers[index[0]], *index[1:])
+        for letter, number in zip("ij", numbers, strict=False):
             name = name.replace("{" + letter + "}", str(number))
         yield index, name
 

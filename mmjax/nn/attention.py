@@ -5,10 +5,12 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mmjax.distributed.rules import constrain
 from mmjax.nn.linear import Linear
 from mmjax.nn.lora import LoRAConfig
+from mmjax.nn.norms import NormConfig
 from mmjax.nn.rotary import rotate
 
 # One layer's cache: keys and values, each [B, K, S, C], head-major so that decoding reads each head's
@@ -16,13 +18,36 @@ from mmjax.nn.rotary import rotate
 LayerCache = tuple[jax.Array, jax.Array]
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
+def alibi_slopes(num_heads: int) -> np.ndarray:
+    """float32 [H]: what each head's logits lose for every token of distance (Press et al., 2022, "ALiBi").
+
+    2^(-8 i / H) for i from 1 to H; where H is no power of two, those of the next smaller one, then every
+    second of the next larger one.
+    """
+    whole = 2 ** int(math.log2(num_heads))
+    powers = np.arange(1, whole + 1) * (8 / whole)
+    between = np.arange(1, 2 * whole, 2) * (4 / whole)
+    return (2.0 ** -np.concatenate([powers, between])[:num_heads]).astype(np.float32)
+
+
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array | None,
+    scale: float | None = None,
+    cap: float | None = None,
+    alibi: tuple[np.ndarray, jax.Array] | None = None,
+) -> jax.Array:
     """softmax(q k / sqrt(C)) v with grouped heads; the softmax is in float32.
 
     Args:
         q: [B, T, H, C].
         k, v: [B, K, S, C] with H a multiple of K.
         mask: bool, broadcastable to [B, T, S]; False is not seen. A row that sees nothing gets the mean of v.
+        scale: factor of q k instead of 1 / sqrt(C).
+        cap: logits are squeezed into (-cap, cap) by cap * tanh(logits / cap) (Gemma 2).
+        alibi: slopes [H] and the distances [B, T, S] whose multiples are taken off the logits.
 
     Returns:
         [B, T, H, C] in q's dtype.
@@ -33,7 +58,14 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> 
     # [rows, C] x [S, C] and [rows, S] x [S, C]: einsum would turn them round and copy what is largest.
     q = q.reshape(batch, length, groups, -1, width).swapaxes(1, 2).reshape(batch, groups, -1, width)
     both = (0, 1), (0, 1)
-    logits = jax.lax.dot_general(q, k, (((3,), (3,)), both), preferred_element_type=jnp.float32) / math.sqrt(width)
+    logits = jax.lax.dot_general(q, k, (((3,), (3,)), both), preferred_element_type=jnp.float32)
+    logits = logits / math.sqrt(width) if scale is None else logits * scale
+    if cap is not None:
+        logits = cap * jnp.tanh(logits / cap)
+    if alibi is not None:
+        slopes = jnp.tile(alibi[0].reshape(groups, -1), (1, length))
+        away = jnp.repeat(alibi[1], heads // groups, axis=1)
+        logits = logits - slopes[:, :, None] * away[:, None]
     if mask is not None:
         # Brought to the logits' shape, not they to its: what the backward pass keeps is then kept once.
         mask = jnp.repeat(jnp.broadcast_to(mask, (*mask.shape[:1], length, mask.shape[2])), heads // groups, axis=1)
@@ -53,6 +85,10 @@ class Attention(nn.Module):
         qkv_bias, out_bias: biases on q, k, v and on o.
         lora: LoRA config of the block, or None.
         dtype: compute dtype.
+        qk_norm: normalisation of every head of q and of k, over C, before they are rotated.
+        qkv_clip: q, k and v are clipped to -qkv_clip .. qkv_clip.
+        rotary_interleaved: whether neighbouring channels are rotated against each other, see `rotate`.
+        scale, cap: see `attend`.
     """
 
     width: int
@@ -63,6 +99,11 @@ class Attention(nn.Module):
     out_bias: bool = False
     lora: LoRAConfig | None = None
     dtype: jnp.dtype = jnp.float32
+    qk_norm: NormConfig | None = None
+    qkv_clip: float | None = None
+    rotary_interleaved: bool = False
+    scale: float | None = None
+    cap: float | None = None
 
     def setup(self):
         def linear(name, features, axes, in_dims, bias):
@@ -76,6 +117,8 @@ class Attention(nn.Module):
         self.k = linear("k", kv, ("embed", "kv_heads", "head_dim"), 1, self.qkv_bias)
         self.v = linear("v", kv, ("embed", "kv_heads", "head_dim"), 1, self.qkv_bias)
         self.o = linear("o", (self.width,), ("heads", "head_dim", "embed"), 2, self.out_bias)
+        if self.qk_norm is not None:
+            self.q_norm, self.k_norm = self.qk_norm.module(self.dtype), self.qk_norm.module(self.dtype)
 
     def __call__(
         self,
@@ -85,8 +128,9 @@ class Attention(nn.Module):
         cache: LayerCache | None = None,
         cache_index: jax.Array | int = 0,
         source: jax.Array | None = None,
+        alibi: tuple[np.ndarray, jax.Array] | None = None,
     ) -> tuple[jax.Array, LayerCache | None]:
-        """x [B, T, D] -> ([B, T, D], the updated cache).
+        """x [B, T, D] -> ([B, T, D], the updated cache); mask and alibi as in `attend`.
 
         With a cache, the T new keys are written at `cache_index`. They are then attended to alone when the
         mask is [B, T, T] (a prefill from an empty cache), or together with the whole cache when it is
@@ -94,8 +138,12 @@ class Attention(nn.Module):
         """
         source = x if source is None else source
         q, k, v = self.q(x), self.k(source), self.v(source)
+        if self.qkv_clip is not None:
+            q, k, v = (jnp.clip(item, -self.qkv_clip, self.qkv_clip) for item in (q, k, v))
+        if self.qk_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
-            q, k = rotate(q, *rotation), rotate(k, *rotation)
+            q, k = (rotate(item, *rotation, self.rotary_interleaved) for item in (q, k))
         q = constrain(q, "batch", "length", "act_heads", None)
         k = constrain(k.swapaxes(1, 2), "batch", "act_kv_heads", None, None)
         v = constrain(v.swapaxes(1, 2), "batch", "act_kv_heads", None, None)
@@ -107,4 +155,4 @@ class Attention(nn.Module):
             )
             if mask is None or mask.shape[-1] != k.shape[2]:
                 k, v = (item.astype(self.dtype) for item in cache)
-        return self.o(attend(q, k, v, mask)), cache
+        return self.o(attend(q, k, v, mask, self.scale, self.cap, alibi)), cache

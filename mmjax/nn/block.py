@@ -1,24 +1,36 @@
-"""The pre-norm transformer block that encoders and decoders share."""
+"""The pre-norm transformer block that encoders and decoders share, its halves in a row or side by side."""
 
 import dataclasses
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from mmjax.config import check_choice
+from mmjax.config import ConfigError, check_choice
 from mmjax.distributed.rules import constrain
 from mmjax.nn.attention import Attention, LayerCache
 from mmjax.nn.lora import LoRAConfig
 from mmjax.nn.mlp import MLP, check_activation
-from mmjax.nn.norms import LayerNorm, RMSNorm
-
-NORMS = {"rms": RMSNorm, "layer": LayerNorm}
+from mmjax.nn.norms import NORMS, NormConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockConfig:
-    """Sizes and options of one block: D, F, H, K, C, activation, norm and biases."""
+    """Sizes and options of one block.
+
+    Attributes:
+        width, mlp_width, num_heads, num_kv_heads, head_dim: D, F, H, K, C.
+        activation, gated: of the MLP.
+        norm, norm_eps, norm_offset, norm_bias: see `NormConfig`.
+        qkv_bias, out_bias, mlp_bias: biases on q, k, v; on o; on the MLP's maps.
+        lora: low-rank adapters.
+        qk_norm: whether every head of q and of k is normalised.
+        post_norms: whether what each half gives is normalised before it is added (Gemma 2).
+        parallel: whether both halves read the block's input (GPT-J), not the MLP what attention added to it.
+        shared_norm: whether parallel halves read it through one norm.
+        qkv_clip, rotary_interleaved, attention_scale, attention_cap: see `Attention`.
+    """
 
     width: int
     mlp_width: int
@@ -33,6 +45,16 @@ class BlockConfig:
     out_bias: bool = False
     mlp_bias: bool = False
     lora: LoRAConfig | None = None
+    norm_offset: float = 0.0
+    norm_bias: bool = True
+    qk_norm: bool = False
+    post_norms: bool = False
+    parallel: bool = False
+    shared_norm: bool = False
+    qkv_clip: float | None = None
+    rotary_interleaved: bool = False
+    attention_scale: float | None = None
+    attention_cap: float | None = None
 
     def __post_init__(self):
         check_choice("norm", self.norm, tuple(NORMS))
@@ -41,10 +63,19 @@ class BlockConfig:
             raise ValueError(
                 f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
             )
+        if self.shared_norm and not self.parallel:
+            raise ConfigError("shared_norm needs parallel: otherwise each half has an input of its own")
+        if self.post_norms and self.parallel:
+            raise ConfigError("post_norms and parallel: no published block has both, so it is not defined here")
+
+    @property
+    def norms(self) -> NormConfig:
+        """The config of every norm in the block."""
+        return NormConfig(self.norm, self.norm_eps, self.norm_offset, self.norm_bias)
 
 
 class Block(nn.Module):
-    """x + attn(norm(x)), then x + mlp(norm(x))."""
+    """x + attn(norm(x)), then x + mlp(norm(x)); or, parallel, x + attn(norm(x)) + mlp(norm(x))."""
 
     config: BlockConfig
     dtype: jnp.dtype = jnp.float32
@@ -57,10 +88,10 @@ class Block(nn.Module):
         rotation: tuple[jax.Array, jax.Array] | None = None,
         cache: LayerCache | None = None,
         cache_index: jax.Array | int = 0,
+        alibi: tuple[np.ndarray, jax.Array] | None = None,
     ) -> tuple[jax.Array, LayerCache | None]:
         """x [B, T, D] -> ([B, T, D], cache); the other arguments as in `Attention`."""
         c = self.config
-        norm = NORMS[c.norm]
         attn = Attention(
             c.width,
             c.num_heads,
@@ -70,10 +101,27 @@ class Block(nn.Module):
             c.out_bias,
             c.lora,
             self.dtype,
+            c.norms if c.qk_norm else None,
+            c.qkv_clip,
+            c.rotary_interleaved,
+            c.attention_scale,
+            c.attention_cap,
             name="attn",
         )
         mlp = MLP(c.width, c.mlp_width, c.activation, c.gated, c.mlp_bias, c.lora, self.dtype, name="mlp")
-        h, cache = attn(norm(c.norm_eps, self.dtype, name="attn_norm")(x), mask, rotation, cache, cache_index)
+
+        def norm(name, x):
+            return c.norms.module(self.dtype, name)(x)
+
+        before = norm("attn_norm", x)
+        h, cache = attn(before, mask, rotation, cache, cache_index, alibi=alibi)
+        if c.post_norms:
+            h = norm("attn_post_norm", h)
+        if c.parallel:
+            h = h + mlp(before if c.shared_norm else norm("mlp_norm", x))
+            return constrain(x + h, "batch", "length", "act_embed"), cache
         x = constrain(x + h, "batch", "length", "act_embed")
-        x = x + mlp(norm(c.norm_eps, self.dtype, name="mlp_norm")(x))
-        return constrain(x, "batch", "length", "act_embed"), cache
+        h = mlp(norm("mlp_norm", x))
+        if c.post_norms:
+            h = norm("mlp_post_norm", h)
+        return constrain(x + h, "batch", "length", "act_embed"), cache

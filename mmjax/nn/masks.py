@@ -1,4 +1,4 @@
-"""Which token sees which, from what a TextStream says about its tokens."""
+"""Which token sees which, from what a TextStream says about its tokens, and how far apart they stand."""
 
 import jax
 import jax.numpy as jnp
@@ -24,3 +24,26 @@ def attention_mask(text: TextStream) -> jax.Array:
         seen &= (group[:, None, :] == 0) | (group[:, None, :] == group[:, :, None])
     segment = jnp.asarray(text.segment_ids)
     return seen & (segment[:, :, None] == segment[:, None, :]) & (segment[:, None, :] > 0)
+
+
+def distances(mask: jax.Array) -> jax.Array:
+    """int32 [B, T, S]: how many tokens before query i stands key j; of use only where the mask lets it be seen.
+
+    Counted are tokens that are seen, so padding, other segments and other groups' tokens in between do not
+    lengthen the way, wherever they lie and whatever slots a cache leaves empty. Later keys are at negative
+    distances.
+
+    Args:
+        mask: bool [B, T, S]. With S = T, key j is the token of query j; else the keys are a cache that holds
+            one text a row, as decoding has it.
+    """
+    if mask.shape[1] == mask.shape[2]:
+        place = jnp.sum(jnp.tril(mask), axis=2, dtype=jnp.int32)
+        return place[:, :, None] - place[:, None, :]
+    place = jnp.cumsum(jnp.any(mask, axis=1), axis=1, dtype=jnp.int32)[:, None, :]
+    return jnp.max(jnp.where(mask, place, 0), axis=2, keepdims=True) - place
+
+
+def windowed(mask: jax.Array, size: int) -> jax.Array:
+    """bool [B, T, S]: `mask`, and only the `size` newest tokens up to and with itself (Beltagy et al., 2020)."""
+    return mask & (distances(mask) < size)

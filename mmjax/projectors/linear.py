@@ -20,7 +20,7 @@ class LinearProjectorConfig:
 
     kind: ClassVar[str] = "linear"
 
-    def num_tokens(self, num_features: int) -> int:
+    def num_tokens(self, num_features: int, grid=None) -> int:
         """Tokens of one item with `num_features` features: as many."""
         return num_features
 

@@ -26,7 +26,7 @@ class MLPProjectorConfig:
     def __post_init__(self):
         check_activation("mlp projector activation", self.activation)
 
-    def num_tokens(self, num_features: int) -> int:
+    def num_tokens(self, num_features: int, grid=None) -> int:
         """Tokens of one item with `num_features` features: as many."""
         return num_features
 

@@ -51,7 +51,7 @@ class PooledProjectorConfig:
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"pooled projector: dropout must be in [0, 1), got {self.dropout}")
 
-    def num_tokens(self, num_features: int) -> int:
+    def num_tokens(self, num_features: int, grid=None) -> int:
         """Tokens of one item.
 
         Raises:

@@ -2,8 +2,9 @@
 
 Counted are matrix products and convolutions of the model itself: forward once, once more where a gradient
 passes through to earlier activations, once more for weights that are trained (6N, 4N or 2N a token).
-Attention is counted causal, input embeddings are not counted, nor is rematerialisation, padding, or the
-output layer where no loss is taken. (Chowdhery et al., 2022, "PaLM", appendix B, with causal attention.)
+Attention is counted causal and within its window, input embeddings are not counted, nor is rematerialisation,
+padding, or the output layer where no loss is taken. (Chowdhery et al., 2022, "PaLM", appendix B, with causal
+attention.)
 """
 
 import math
@@ -48,14 +49,16 @@ class StepFlops:
         self._forward: dict[Any, tuple[float, float]] = {}
         config = model.config.backbone
         # A gradient passes through the blocks as soon as anything in or before them is trained.
-        before = ("projectors/", "encoders/", "backbone/embed/", "backbone/blocks/")
+        inputs = ("backbone/embed/", "backbone/positions/", "backbone/embed_norm/")
+        before = ("projectors/", "encoders/", *inputs, "backbone/blocks/")
         passes = any(path.startswith(before) for path in self._trained)
         self.per_token = 0.0
         for path, leaf in self._leaves.items():
             if path.startswith("backbone/blocks/") and path.endswith(("/kernel", "/lora_a", "/lora_b")):
                 self.per_token += 2 * math.prod(leaf.shape) * self._factor(path in self._trained, passes)
-        heads = config.num_layers * config.num_heads * config.head_dim
-        self.per_pair = 4 * heads * self._factor(passes, passes)
+        windowed = sum(config.window_layers)
+        self._layers_of = {None: config.num_layers - windowed, config.sliding_window or 0: windowed}
+        self.per_pair = 4 * config.num_heads * config.head_dim * self._factor(passes, passes)
         head = "backbone/embed/embedding" if config.tie_embeddings else "backbone/lm_head/kernel"
         passes_head = passes or any(path.startswith("backbone/norm/") for path in self._trained)
         self.per_target = (
@@ -70,7 +73,10 @@ class StepFlops:
         """FLOPs of one step on `batch` (host arrays); with `causal` False, attention as the full square."""
         total = 0.0
         for text in batch.texts.values():
-            total += self.per_token * tokens_of(text) + self.per_pair * attended_pairs(text, causal)
+            total += self.per_token * tokens_of(text)
+            for window, layers in self._layers_of.items():
+                if layers:
+                    total += layers * self.per_pair * attended_pairs(text, causal, window)
             total += self.per_target * int(np.count_nonzero(np.asarray(target_weights(text))))
         for port, media in batch.media.items():
             total += self._media(port, media)
@@ -121,10 +127,10 @@ def tokens_of(text: TextStream) -> int:
     return int(np.count_nonzero(np.asarray(text.segment_ids) > 0))
 
 
-def attended_pairs(text: TextStream, causal: bool = True) -> int:
-    """(query, key) pairs that attention has: within a segment; with groups, of the prefix and one's own.
+def attended_pairs(text: TextStream, causal: bool = True, window: int | None = None) -> int:
+    """(query, key) pairs that one layer's attention has: within a segment; with groups, of the prefix and one's own.
 
-    Causal: n (n + 1) / 2 of n tokens; else n squared.
+    Causal: n (n + 1) / 2 of n tokens, less what lies beyond a sliding window; else n squared.
     """
     segments = np.asarray(text.segment_ids)
     groups = np.zeros_like(segments) if text.attend_group is None else np.asarray(text.attend_group)
@@ -132,10 +138,18 @@ def attended_pairs(text: TextStream, causal: bool = True) -> int:
     for segment, group in zip(segments, groups, strict=True):
         for number in np.unique(segment[segment > 0]):
             sizes = np.bincount(group[segment == number]).astype(np.int64)
-            own = sizes * (sizes + 1) // 2 if causal else sizes * sizes
-            prefix = sizes[0] * sizes[1:].sum() * (1 if causal else 2)
-            pairs += int(own.sum() + prefix)
+            if not causal:
+                pairs += int((sizes * sizes).sum() + 2 * sizes[0] * sizes[1:].sum())
+                continue
+            prefix = _triangle(sizes[0], window)
+            pairs += prefix + sum(_triangle(sizes[0] + own, window) - prefix for own in sizes[1:])
     return pairs
+
+
+def _triangle(length: int, window: int | None) -> int:
+    """Pairs of a causal text of `length` tokens that each see at most `window`."""
+    whole = int(length) if window is None else min(int(length), window)
+    return whole * (whole + 1) // 2 + (int(length) - whole) * whole
 
 
 def traced_flops(function: Any, *args: Any) -> float:

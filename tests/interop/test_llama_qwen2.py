@@ -240,8 +240,8 @@ def edit(directory, **changes):
 @pytest.mark.parametrize(
     "kind, changes, message",
     [
-        ("Qwen2", dict(use_sliding_window=True), "use_sliding_window"),
-        ("Qwen2", dict(layer_types=["full_attention", "sliding_attention"] * 2), "only full attention"),
+        ("Qwen2", dict(layer_types=["full_attention", "sliding_attention"] * 2), "each of 3 layers, got 4"),
+        ("Qwen2", dict(layer_types=["full_attention", "chunked_attention"] * 2), "chunked_attention"),
         ("Llama", dict(model_type="llamma"), 'Did you mean "llama"'),
         ("Llama", dict(hidden_act="mish"), "hidden_act 'mish'"),
         ("Llama", dict(rope_parameters={"rope_type": "dynamic", "factor": 2.0}), "rope type 'dynamic'"),
@@ -290,7 +290,7 @@ def test_params_of_another_size_are_not_exported(tmp_path):
     with pytest.raises(WeightsError, match=r"mlp/up/kernel: \(2, 12, 20\), the config says \(2, 12, 24\)"):
         save(tmp_path, other, params)
     biased = dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, out_bias=True))
-    with pytest.raises(ConfigError, match="biases on q, k, v and o together"):
+    with pytest.raises(ConfigError, match="nearest, llama, would lose backbone.out_bias True"):
         save(tmp_path, biased, MultimodalLM(biased).param_shapes())
 
 

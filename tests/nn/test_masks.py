@@ -1,10 +1,10 @@
-"""The attention mask against a loop over every pair of tokens."""
+"""The attention mask, distances and windows against loops over every pair of tokens."""
 
 import numpy as np
 import pytest
 
 from mmjax.data.contracts import TextStream
-from mmjax.nn.masks import attention_mask
+from mmjax.nn.masks import attention_mask, distances, windowed
 
 
 def brute_force(segment, group=None, both=None):
@@ -36,3 +36,31 @@ def test_mask_equals_brute_force(seed):
         text = TextStream(segment, segment, segment, **fields)
         expected = brute_force(segment, fields.get("attend_group"), fields.get("bidirectional_group"))
         np.testing.assert_array_equal(attention_mask(text), expected)
+
+
+def far(mask):
+    """How many tokens before each query stands each key that it sees: by counting the seen ones between."""
+    out = np.zeros(mask.shape, int)
+    for b, i, j in np.argwhere(mask):
+        out[b, i, j] = mask[b, i, j : i + 1].sum() - 1 if mask.shape[1] == mask.shape[2] else mask[b, i, j:].sum() - 1
+    return out
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_distances_and_windows_in_whole_texts(seed):
+    rng = np.random.default_rng(seed)
+    segment = np.sort(rng.integers(0, 3, (3, 9)), axis=1)
+    group = np.sort(rng.integers(0, 3, (3, 9)), axis=1)
+    for text in (TextStream(segment, segment, segment), TextStream(group, group, group + 1, attend_group=group)):
+        mask = np.asarray(attention_mask(text))
+        np.testing.assert_array_equal(np.asarray(distances(mask))[mask], far(mask)[mask])
+        np.testing.assert_array_equal(windowed(mask, 3), mask & (far(mask) < 3))
+
+
+def test_distances_and_windows_in_a_cache_with_gaps():
+    # Two texts, padded on the left and on the right, and new tokens in slots 7 and 8; the newest is the query.
+    held = np.array([[0, 0, 1, 1, 1, 1, 0, 1, 1, 0], [1, 1, 1, 0, 0, 0, 0, 1, 1, 0]], bool)
+    mask = held[:, None]
+    np.testing.assert_array_equal(np.asarray(distances(mask))[mask], far(mask)[mask])
+    expected = [[0, 0, 0, 0, 1, 1, 0, 1, 1, 0], [0, 1, 1, 0, 0, 0, 0, 1, 1, 0]]
+    np.testing.assert_array_equal(windowed(mask, 4)[:, 0], np.array(expected, bool))

@@ -9,7 +9,7 @@ from mmjax.backbones.decoder import DecoderConfig
 from mmjax.data.contracts import Batch, Media, TextStream
 from mmjax.encoders.vit import ViTConfig
 from mmjax.model import MultimodalLM, MultimodalLMConfig
-from mmjax.nn.masks import attention_mask
+from mmjax.nn.masks import attention_mask, windowed
 from mmjax.paths import flatten
 from mmjax.projectors.mlp import MLPProjectorConfig
 from mmjax.train.features import cache_features
@@ -88,6 +88,26 @@ def test_pairs_are_those_of_the_attention_mask(seed):
     one = np.ones_like(segments)
     grouped = TextStream(one, one, one, attend_group=group)
     assert attended_pairs(grouped) == int(attention_mask(grouped).sum())
+    for size in (1, 3, 4, 50):
+        assert attended_pairs(text, window=size) == int(windowed(attention_mask(text), size).sum())
+        assert attended_pairs(grouped, window=size) == int(windowed(attention_mask(grouped), size).sum())
+
+
+def test_windows_learned_positions_and_plain_mlps():
+    backbone = DecoderConfig(
+        V, D, L, H, K, C, F, max_positions=9, gated=False, norm="layer", position="learned", sliding_window=3,
+        window_pattern=(True, True, False),
+    )  # fmt: skip
+    model = MultimodalLM(MultimodalLMConfig(backbone))
+    paths = list(flatten(model.param_shapes()))
+    text = make_batch().texts["text"]
+    blocks, near = BLOCKS - L * D * F, 1 + 2 + 3 * 5 + 1 + 2 + 3 * 3
+    forward = {"tokens": 2 * blocks * 12, "pairs": 4 * H * C * (2 * near + 28 + 15), "targets": 2 * D * V * 5}
+    assert StepFlops(model, paths).of(Batch({"text": text}, {})) == 3 * sum(forward.values())
+    assert StepFlops(model, []).of(Batch({"text": text}, {})) == sum(forward.values())
+    # Only the table of positions: no weight in the blocks has a gradient, but one passes through all of them.
+    expected = 2 * forward["tokens"] + 3 * forward["pairs"] + 2 * forward["targets"]
+    assert StepFlops(model, ["backbone/positions/embedding"]).of(Batch({"text": text}, {})) == expected
 
 
 def test_traced_flops_counts_convolutions_loops_and_branches():

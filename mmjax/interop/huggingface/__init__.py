@@ -1,8 +1,8 @@
 """Directories in transformers' layout: read into our configs and params, and written so that it reads them.
 
-A family is a module with the same few functions: `config_from_hf`, `config_to_hf`, `table` (the rows that
-both directions walk), `rewrites` (spellings of names) and, where the tensors may overrule the config,
-`settle`. FAMILIES is the one place that says which model type belongs to which.
+A family is a module, or for plain LLMs a TextFamily, with the same few functions: `config_from_hf`,
+`config_to_hf`, `table` (the rows that both directions walk), `rewrites` (spellings of names) and, where the
+tensors may overrule the config, `settle`. FAMILIES is the one place that says which model type belongs to which.
 """
 
 import dataclasses
@@ -17,19 +17,53 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.config import ConfigError, nearest
+from mmjax.encoders.convnext import ConvNeXtConfig
 from mmjax.encoders.dual import DualEncoder, DualEncoderConfig, Tower
+from mmjax.encoders.resnet import ResNetConfig
+from mmjax.encoders.swin import SwinConfig
 from mmjax.encoders.text import TextEncoderConfig
 from mmjax.encoders.vit import ViTConfig
-from mmjax.interop.huggingface import clip, llama, llava, qwen2, siglip
+from mmjax.interop.huggingface import (
+    blip2_vision,
+    bloom,
+    clip,
+    convnext,
+    dinov2,
+    gemma,
+    gemma2,
+    gemma3,
+    gpt2,
+    gpt_neox,
+    gptj,
+    llama,
+    llava,
+    mistral,
+    mpt,
+    opt,
+    phi,
+    phi3,
+    qwen2,
+    qwen3,
+    resnet,
+    siglip,
+    siglip2,
+    swin,
+    vit,
+)
+from mmjax.interop.huggingface.text import TextFamily, text_family
 from mmjax.interop.table import export_params, import_params, rename
 from mmjax.interop.tensors import WeightsError, read_directory, write_directory
 from mmjax.model import MultimodalLM, MultimodalLMConfig
 from mmjax.nn.lora import merge_lora
 from mmjax.paths import flatten
 
-FAMILIES: dict[str, ModuleType] = {
-    "llama": llama,
-    "qwen2": qwen2,
+# In the order in which they are asked whether a decoder can be written as one of them.
+TEXT_MODULES = (
+    llama, qwen2, mistral, qwen3, phi3, gemma, gemma2, gemma3, opt, gpt2, gpt_neox, gptj, phi, mpt, bloom,
+)  # fmt: skip
+TEXT: dict[str, TextFamily] = {module.FAMILY.kind: module.FAMILY for module in TEXT_MODULES}
+FAMILIES: dict[str, ModuleType | TextFamily] = {
+    **TEXT,
     "llava": llava,
     "clip": clip,
     "clip_vision_model": clip,
@@ -37,13 +71,36 @@ FAMILIES: dict[str, ModuleType] = {
     "siglip": siglip,
     "siglip_vision_model": siglip,
     "siglip_text_model": siglip,
+    "siglip2_vision_model": siglip2,
+    "vit": vit,
+    "dinov2": dinov2,
+    "dinov2_with_registers": dinov2,
+    "blip_2_vision_model": blip2_vision,
+    "convnext": convnext,
+    "convnextv2": convnext,
+    "resnet": resnet,
+    "swin": swin,
 }
 
-Config = MultimodalLMConfig | DualEncoderConfig | ViTConfig | TextEncoderConfig
+# Encoders with a pyramid of maps: one config class, one family.
+PYRAMIDS: dict[type, ModuleType] = {ConvNeXtConfig: convnext, ResNetConfig: resnet, SwinConfig: swin}
+
+Config = (
+    MultimodalLMConfig
+    | DualEncoderConfig
+    | ViTConfig
+    | ConvNeXtConfig
+    | ResNetConfig
+    | SwinConfig
+    | TextEncoderConfig
+)
 MODELS: dict[type, Callable[..., Any]] = {
     MultimodalLMConfig: MultimodalLM,
     DualEncoderConfig: DualEncoder,
     ViTConfig: Tower,
+    ConvNeXtConfig: Tower,
+    ResNetConfig: Tower,
+    SwinConfig: Tower,
     TextEncoderConfig: Tower,
 }
 
@@ -70,16 +127,28 @@ def model_of(config: Config, **options: Any) -> Any:
     return MODELS[type(config)](config, **options)
 
 
-def family_of(config: Config) -> ModuleType:
-    """The family that a config of ours is written as."""
+def family_of(config: Config, hf_config: Mapping[str, Any] | None = None) -> ModuleType | TextFamily:
+    """The family that a config of ours is written as; of several that can say all of it, that of `hf_config`.
+
+    Raises:
+        ConfigError: no family can; the message names the options.
+    """
     if isinstance(config, MultimodalLMConfig):
         if config.encoders:
             return llava
-        return qwen2 if config.backbone.qkv_bias and not config.backbone.out_bias else llama
+        return text_family(config.backbone, TEXT, (hf_config or {}).get("model_type"))
     if isinstance(config, DualEncoderConfig):
         return siglip if config.logit_bias else clip
     if isinstance(config, ViTConfig):
+        if config.layer_scale is not None:
+            return dinov2
+        if config.resize_positions == "bilinear_antialias":
+            return siglip2
+        if config.class_token and config.final_norm:
+            return blip2_vision if config.pool == "class_twice" else vit
         return clip if config.class_token else siglip
+    if type(config) in PYRAMIDS:
+        return PYRAMIDS[type(config)]
     return clip if config.causal else siglip
 
 
@@ -163,7 +232,7 @@ def save(
         ConfigError: no family can express this config.
         WeightsError: the params do not fit the config.
     """
-    family = family_of(config)
+    family = family_of(config, hf_config)
     if isinstance(config, MultimodalLMConfig) and config.backbone.lora is not None:
         params = {**params, "backbone": merge_lora(params["backbone"], config.backbone.lora)}
         config = dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, lora=None))

@@ -12,14 +12,15 @@ from mmjax.config import ConfigError
 from mmjax.encoders.vit import ViTConfig
 from mmjax.interop.huggingface import clip, llama, qwen2, siglip
 from mmjax.interop.huggingface.spelling import ACTIVATIONS_TO_HF, Json, activation_from_hf, fresh
+from mmjax.interop.huggingface.text import TextFamily, settle_head, text_family
 from mmjax.interop.table import LINEAR, Rewrite, Row
 from mmjax.interop.tensors import Tensors
 from mmjax.model import MultimodalLMConfig
 from mmjax.projectors.mlp import MLPProjectorConfig
 
-IGNORE = llama.IGNORE
+IGNORE = TextFamily.IGNORE
 PORT = "image"
-TEXT: dict[str, ModuleType] = {"llama": llama, "qwen2": qwen2}
+TEXT: dict[str, TextFamily] = {"llama": llama.FAMILY, "qwen2": qwen2.FAMILY}
 VISION: dict[str, ModuleType] = {"clip_vision_model": clip, "siglip_vision_model": siglip}
 # LlavaConfig's own image tower, where config.json holds none: CLIP ViT-L/14 at 336 pixels.
 DEFAULT_VISION = {
@@ -44,8 +45,8 @@ def rewrites(config: Any = None) -> list[Rewrite]:
 
 
 def _part(
-    hf: Mapping[str, Any], key: str, families: Mapping[str, ModuleType], default: Json
-) -> tuple[ModuleType, Json]:
+    hf: Mapping[str, Any], key: str, families: Mapping[str, Any], default: Json
+) -> tuple[Any, Json]:
     part = hf.get(key) or default
     kind = part.get("model_type", default["model_type"])
     if kind not in families:
@@ -108,10 +109,9 @@ def _port(config: MultimodalLMConfig) -> str:
     return port
 
 
-def _families(config: MultimodalLMConfig) -> tuple[ModuleType, ModuleType]:
+def _families(config: MultimodalLMConfig) -> tuple[TextFamily, ModuleType]:
     tower = config.encoders[_port(config)]
-    text = qwen2 if config.backbone.qkv_bias and not config.backbone.out_bias else llama
-    return text, clip if tower.class_token else siglip
+    return text_family(config.backbone, TEXT), clip if tower.class_token else siglip
 
 
 def config_to_hf(config: MultimodalLMConfig, template: Mapping[str, Any] | None = None) -> Json:
@@ -158,8 +158,8 @@ def table(config: MultimodalLMConfig) -> list[Row]:
 
 
 def settle(config: MultimodalLMConfig, tensors: Tensors) -> tuple[MultimodalLMConfig, dict[str, Any]]:
-    """Lets the tensors correct what the config says about a tied output layer, see `llama.settle_head`."""
-    backbone, tensors = llama.settle_head(
+    """Lets the tensors correct what the config says about a tied output layer, see `settle_head`."""
+    backbone, tensors = settle_head(
         config.backbone, tensors, "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
     )
     return dataclasses.replace(config, backbone=backbone), tensors

@@ -7,85 +7,44 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmjax.backbones.decoder import DecoderConfig
-from mmjax.config import ConfigError
-from mmjax.interop.huggingface.llama import IGNORE, rewrites, rows, settle, sizes_to_hf, table
-from mmjax.interop.huggingface.spelling import Json, activation_from_hf, fresh, rope_from_hf
-from mmjax.model import MultimodalLMConfig
+from mmjax.interop.huggingface import llama
+from mmjax.interop.huggingface.spelling import Json
+from mmjax.interop.huggingface.text import TextFamily, layer_types, windowed_layers, windows
 
-__all__ = [
-    "IGNORE",
-    "config_from_hf",
-    "config_to_hf",
-    "decoder_from_hf",
-    "decoder_to_hf",
-    "rewrites",
-    "rows",
-    "settle",
-    "table",
-]
-
-ARCHITECTURE = "Qwen2ForCausalLM"
+DEFAULTS = {
+    **llama.DEFAULTS,
+    "vocab_size": 151936,
+    "intermediate_size": 22016,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
 
 
-def decoder_from_hf(hf: Mapping[str, Any]) -> DecoderConfig:
-    """A `qwen2` config.json -> DecoderConfig; what the file leaves out has the defaults of Qwen2Config.
-
-    Raises:
-        ConfigError: the model uses sliding windows.
-    """
-    sliding = [kind for kind in hf.get("layer_types") or () if kind != "full_attention"]
-    if hf.get("use_sliding_window", False) or sliding:
-        raise ConfigError(
-            "config.json: use_sliding_window is set, so some layers see a window of "
-            f"{hf.get('sliding_window', 4096)} tokens; only full attention is supported"
-        )
-    width, heads = hf.get("hidden_size", 4096), hf.get("num_attention_heads", 32)
-    max_positions = hf.get("max_position_embeddings", 32768)
-    theta, scaling = rope_from_hf(hf, max_positions)
-    return DecoderConfig(
-        vocab_size=hf.get("vocab_size", 151936),
-        width=width,
-        num_layers=hf.get("num_hidden_layers", 32),
-        num_heads=heads,
-        num_kv_heads=hf.get("num_key_value_heads", 32) or heads,
-        head_dim=hf.get("head_dim") or width // heads,
-        mlp_width=hf.get("intermediate_size", 22016),
-        max_positions=max_positions,
-        norm_eps=hf.get("rms_norm_eps", 1e-6),
-        rope_theta=theta,
-        rope_scaling=scaling,
-        activation=activation_from_hf(hf, "hidden_act", "silu"),
-        qkv_bias=True,
-        tie_embeddings=hf.get("tie_word_embeddings", False),
-    )
+def read(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """The windows of Qwen2 and Qwen3: in the layers from max_window_layers on, where they are switched on."""
+    kinds = windowed_layers(hf, lambda layer: layer >= hf["max_window_layers"])
+    return windows(hf["sliding_window"] if hf["use_sliding_window"] else None, kinds)
 
 
-def decoder_to_hf(config: DecoderConfig, template: Mapping[str, Any] | None = None) -> Json:
-    """DecoderConfig -> a `qwen2` config.json, over the other keys of `template`.
-
-    Raises:
-        ConfigError: biases that are not Qwen2's.
-    """
-    if not config.qkv_bias or config.out_bias or config.mlp_bias:
-        raise ConfigError("transformers' Qwen2 has biases on q, k and v, and on nothing else")
-    ends = {"bos_token_id": None, "eos_token_id": None}
+def write(config: DecoderConfig) -> Json:
+    """The keys that `read` reads."""
     return {
-        **ends,
-        **fresh(template),
-        "model_type": "qwen2",
-        "architectures": [ARCHITECTURE],
-        **sizes_to_hf(config),
-        "use_sliding_window": False,
-        "sliding_window": None,
-        "layer_types": ["full_attention"] * config.num_layers,
+        "use_sliding_window": config.sliding_window is not None,
+        "sliding_window": config.sliding_window,
+        "layer_types": layer_types(config),
     }
 
 
-def config_from_hf(hf: Mapping[str, Any]) -> MultimodalLMConfig:
-    """config.json -> our config of a plain LLM."""
-    return MultimodalLMConfig(decoder_from_hf(hf))
-
-
-def config_to_hf(config: MultimodalLMConfig, template: Mapping[str, Any] | None = None) -> Json:
-    """Our config -> config.json, over the other keys of `template`."""
-    return decoder_to_hf(config.backbone, template)
+FAMILY = TextFamily(
+    kind="qwen2",
+    architecture="Qwen2ForCausalLM",
+    names=llama.NAMES,
+    keys=llama.KEYS,
+    defaults=DEFAULTS,
+    options={"qkv_bias": True},
+    read=read,
+    write=write,
+)

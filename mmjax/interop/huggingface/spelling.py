@@ -41,6 +41,8 @@ _ROPE_KEYS = {
     "mscale": "mscale",
     "mscale_all_dim": "mscale_all_dim",
     "truncate": "truncate",
+    "short_factor": "short_factor",
+    "long_factor": "long_factor",
 }
 _ROPE_KEYS_OF_TYPE = {
     "linear": ("factor",),
@@ -55,6 +57,7 @@ _ROPE_KEYS_OF_TYPE = {
         "mscale_all_dim",
         "truncate",
     ),
+    "longrope": ("factor", "original_max_positions", "attention_factor", "short_factor", "long_factor"),
 }
 
 # What a config.json of an earlier conversion may hold and a new one must not repeat.
@@ -82,8 +85,16 @@ def activation_from_hf(hf: Mapping[str, Any], key: str, default: str) -> str:
     return ACTIVATIONS[name]
 
 
-def rope_from_hf(hf: Mapping[str, Any], max_positions: int) -> tuple[float, RopeScaling | None]:
-    """(rotary base, scaling or None) of a config.
+def rotary_fraction_from_hf(hf: Mapping[str, Any]) -> float:
+    """Which part of each head's channels a config lets rotate."""
+    given = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
+    return float(given.get("partial_rotary_factor") or hf.get("partial_rotary_factor") or 1.0)
+
+
+def rope_from_hf(
+    hf: Mapping[str, Any], max_positions: int, partial: bool = False
+) -> tuple[float, RopeScaling | None]:
+    """(rotary base, scaling or None) of a config; `partial` where a part of the head may be all that rotates.
 
     Raises:
         ConfigError: a type that is not supported, or rotary positions on a part of the head or by layer.
@@ -95,12 +106,14 @@ def rope_from_hf(hf: Mapping[str, Any], max_positions: int) -> tuple[float, Rope
             f"config.json: rotary parameters that differ by layer are not supported: {sorted(given)}"
         )
     theta = float(given.get("rope_theta") or hf.get("rope_theta") or 10000.0)
-    partial = given.get("partial_rotary_factor") or hf.get("partial_rotary_factor") or 1.0
-    if partial != 1.0:
-        raise ConfigError(f"config.json: partial_rotary_factor {partial} is not supported, only 1.0")
+    fraction = rotary_fraction_from_hf(hf)
+    if fraction != 1.0 and not partial:
+        raise ConfigError(f"config.json: partial_rotary_factor {fraction} is not supported, only 1.0")
     kind = given.get("rope_type") or given.get("type") or "default"
     if kind == "default":
         return theta, None
+    if kind == "su" or "short_factor" in given:
+        kind = "longrope"  # what the first files of Phi-3 call "su" or "yarn"
     if kind not in TYPES:
         known = ", ".join(("default", *TYPES))
         raise ConfigError(f"config.json: rope type {kind!r} is not supported; supported are {known}")
@@ -110,13 +123,15 @@ def rope_from_hf(hf: Mapping[str, Any], max_positions: int) -> tuple[float, Rope
         original = hf.get("original_max_position_embeddings") or options.get("original_max_positions")
         options["original_max_positions"] = int(original or max_positions)
         options.setdefault("factor", max_positions / options["original_max_positions"])
+    for key in {"short_factor", "long_factor"} & set(options):
+        options[key] = tuple(map(float, options[key]))
     if "factor" not in options:
         raise ConfigError(f"config.json: rope scaling of type {kind!r} needs a factor")
     return theta, RopeScaling(type=kind, **options)
 
 
-def rope_to_hf(theta: float, scaling: RopeScaling | None) -> Json:
-    """The keys `rope_theta`, `rope_scaling` and `rope_parameters` of a config."""
+def rope_to_hf(theta: float, scaling: RopeScaling | None, fraction: float | None = None) -> Json:
+    """The keys `rope_theta`, `rope_scaling`, `rope_parameters` and, with a `fraction`, `partial_rotary_factor`."""
     options: Json = {"rope_type": "default"}
     if scaling is not None:
         options = {"rope_type": scaling.type}
@@ -124,9 +139,12 @@ def rope_to_hf(theta: float, scaling: RopeScaling | None) -> Json:
             value = getattr(scaling, ours)
             # transformers wants every option of llama3 written out, and has our defaults for those of yarn.
             if scaling.type == "llama3" or value != getattr(RopeScaling, ours, None):
-                options[_ROPE_KEYS[ours]] = value
+                options[_ROPE_KEYS[ours]] = list(value) if isinstance(value, tuple) else value
+    partial = {} if fraction is None else {"partial_rotary_factor": fraction}
+    options |= partial
     old = None if scaling is None else dict(options)
-    return {"rope_theta": theta, "rope_scaling": old, "rope_parameters": {**options, "rope_theta": theta}}
+    new = {**options, "rope_theta": theta}
+    return {"rope_theta": theta, "rope_scaling": old, "rope_parameters": new, **partial}
 
 
 def square(hf: Mapping[str, Any], key: str, default: int) -> int:

@@ -1,0 +1,104 @@
+"""The decoder's options: both forms of its blocks, gradients, adapters, and what cannot be."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmjax.backbones.decoder import Decoder, DecoderConfig
+from mmjax.config import ConfigError
+from mmjax.infer.cache import unstack
+from mmjax.nn.lora import LoRAConfig, add_lora
+from mmjax.nn.masks import windowed
+
+PLAIN = DecoderConfig(31, 12, 5, 2, 1, 6, 20, max_positions=16)
+MIXED = dataclasses.replace(
+    PLAIN, sliding_window=3, window_pattern=(True, True, False), window_rope_theta=50.0, post_norms=True
+)  # fmt: skip
+
+
+def run(config, params, tokens, remat="none"):
+    module = Decoder(config, remat=remat)
+    mask = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))[None]
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    embeddings = module.apply({"params": params}, tokens, method="embed")
+    return module.apply({"params": params}, embeddings, positions, mask)[0]
+
+
+def init(config):
+    params = Decoder(config).init(jax.random.key(0), jnp.zeros((1, 1), int), method="create")["params"]
+    return jax.tree.map(lambda box: getattr(box, "value", box), params, is_leaf=lambda box: hasattr(box, "names"))
+
+
+TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 31, (2, 9)))
+
+
+def test_windowed_and_other_layers_in_both_forms_of_blocks():
+    params = init(MIXED)
+    scanned = run(MIXED, params, TOKENS)
+    unrolled = run(MIXED, unstack({"backbone": params})["backbone"], TOKENS)
+    np.testing.assert_allclose(scanned, unrolled, atol=1e-5)
+    swapped = dataclasses.replace(MIXED, window_pattern=(False, True, True))
+    assert np.abs(scanned - run(swapped, params, TOKENS)).max() > 1e-3
+    # A window as long as the text hides nothing.
+    wide = dataclasses.replace(MIXED, sliding_window=9, window_rope_theta=None)
+    none = dataclasses.replace(wide, sliding_window=None, window_pattern=(True,))
+    np.testing.assert_allclose(run(wide, params, TOKENS), run(none, params, TOKENS), atol=1e-5)
+
+
+def test_gradients_pass_through_scanned_kinds_of_layers_with_any_remat():
+    params = init(MIXED)
+
+    def loss(params, remat):
+        return jnp.sum(jnp.square(run(MIXED, params, TOKENS, remat)))
+
+    grads = [jax.grad(loss)(params, remat) for remat in ("none", "full")]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), *grads)
+    blocks = jax.tree.leaves(grads[0]["blocks"])
+    assert all(np.abs(leaf).reshape(5, -1).max(axis=1).min() > 0 for leaf in blocks)
+
+
+def test_layer_kinds_follow_the_pattern():
+    assert MIXED.window_layers == (True, True, False, True, True)
+    assert PLAIN.window_layers == (False,) * 5
+    mask = jnp.tril(jnp.ones((1, 4, 4), bool))
+    assert windowed(mask, 2).sum() == 7
+
+
+def test_adapters_on_a_plain_mlp():
+    lora = LoRAConfig(rank=2, alpha=4.0, targets=("q", "up", "down"))
+    config = dataclasses.replace(PLAIN, gated=False, norm="layer", position="learned", parallel=True, shared_norm=True)
+    params = init(config)
+    adapted = add_lora(params, lora, jax.random.key(1))
+    assert "lora_a" in adapted["blocks"]["mlp"]["up"] and "lora_a" in adapted["blocks"]["mlp"]["down"]
+    assert "gate" not in params["blocks"]["mlp"] and "mlp_norm" not in params["blocks"]
+    with_lora = dataclasses.replace(config, lora=lora)
+    np.testing.assert_allclose(run(with_lora, adapted, TOKENS), run(config, params, TOKENS), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(head_dim=5), "head_dim 5"),
+        (dict(rotary_fraction=0.5), "rotary_fraction 0.5.*not 3"),
+        (dict(rotary_fraction=0.0), "rotary_fraction 0.0"),
+        (dict(position="sinusoidal"), "backbone.position"),
+        (dict(sliding_window=0), "backbone.sliding_window"),
+        (dict(sliding_window=4, window_pattern=(False,)), "backbone.window_pattern"),
+        (dict(logit_cap=-1.0), "backbone.logit_cap"),
+        (dict(attention_scale=0.0), "backbone.attention_scale"),
+        (dict(norm="batch"), "norm: 'batch'"),
+        (dict(shared_norm=True), "shared_norm needs parallel"),
+        (dict(post_norms=True, parallel=True), "post_norms and parallel"),
+    ],
+)
+def test_options_that_cannot_be_are_named(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(PLAIN, **changes)
+
+
+def test_heads_of_odd_width_where_nothing_rotates():
+    config = dataclasses.replace(PLAIN, head_dim=5, position="alibi", num_kv_heads=2)
+    assert np.isfinite(run(config, init(config), TOKENS)).all()

@@ -1,0 +1,249 @@
+"""The Q-Former against transformers' BLIP-2 and InstructBLIP, its masks against a table, items apart."""
+
+import jax
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    Blip2Config,
+    Blip2ForImageTextRetrieval,
+    Blip2QFormerConfig,
+    Blip2QFormerModel,
+    InstructBlipQFormerConfig,
+    InstructBlipQFormerModel,
+)
+
+from mmjax.config import ConfigError, from_dict, to_dict
+from mmjax.data.contracts import TextStream
+from mmjax.interop.huggingface import qformer as names
+from mmjax.interop.table import Row, export_params, import_params
+from mmjax.projectors.qformer import QFormer, QFormerConfig
+from mmjax.projectors.qformer_masks import OBJECTIVES, objective_mask
+
+HF = dict(
+    vocab_size=43,
+    hidden_size=24,
+    num_hidden_layers=5,
+    num_attention_heads=3,
+    intermediate_size=37,
+    max_position_embeddings=19,
+    cross_attention_frequency=2,
+    encoder_hidden_size=14,
+    layer_norm_eps=1e-7,
+)
+CONFIG = QFormerConfig(
+    in_width=14,
+    width=10,
+    num_queries=4,
+    query_width=24,
+    num_layers=5,
+    num_heads=3,
+    mlp_width=37,
+    norm_eps=1e-7,
+    vocab_size=43,
+    max_positions=19,
+)
+
+
+def randomised(model):
+    generator = torch.Generator().manual_seed(3)
+    for leaf in model.parameters():
+        leaf.data = 0.3 * torch.randn(leaf.shape, generator=generator) + (leaf.data.mean() > 0.5)
+    return model.eval()
+
+
+def imported(config, state, rows):
+    """Params of a Q-Former (without queries and map) from their state dict, and back again as a check."""
+    inputs = np.zeros((1, 2, 24)), 2, np.zeros((1, 1, 14))
+    shapes = jax.eval_shape(lambda: QFormer(config).init(jax.random.key(0), *inputs))
+    shapes = jax.tree.map(lambda box: box.value, shapes["params"], is_leaf=lambda box: hasattr(box, "names"))
+    if config.vocab_size:
+        like = lambda *shape: jax.ShapeDtypeStruct(shape, np.float32)
+        shapes = {**shapes, "embedding": like(43, 24), "position_embedding": like(19, 24)}
+    state = {name: np.asarray(tensor) for name, tensor in state.items()}
+    params = import_params(rows, state, shapes, ignore=names.IGNORE)
+    exported = dict(export_params(rows, params))
+    assert exported.keys() == state.keys()
+    for name, array in exported.items():
+        np.testing.assert_array_equal(array, state[name])
+    return params
+
+
+def stream(tokens, mask):
+    positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+    return TextStream(tokens=tokens, positions=positions, segment_ids=mask.astype(np.int32))
+
+
+@pytest.mark.parametrize("layers, frequency", [(5, 2), (4, 2), (2, 5)])
+def test_equals_blip2(tools, random, layers, frequency):
+    hf = {**HF, "num_hidden_layers": layers, "cross_attention_frequency": frequency}
+    model = randomised(Blip2QFormerModel(Blip2QFormerConfig(**hf)))
+    config = names.qformer_from_hf(hf, width=10, num_queries=4, reads_text=False)
+    assert Blip2QFormerConfig(**names.qformer_to_hf(config)).to_dict() == {
+        **Blip2QFormerConfig(**hf).to_dict(),
+        "vocab_size": 30522,
+    }
+    params = imported(config, model.state_dict(), names.blip2_rows(config, "", ""))
+    queries, features = random.normal(size=(3, 4, 24)), random.normal(size=(3, 7, 14))
+    seen = np.arange(7) < np.array([7, 4, 1])[:, None]
+    with torch.no_grad():
+        theirs = model(
+            query_embeds=torch.tensor(queries, dtype=torch.float32),
+            encoder_hidden_states=torch.tensor(features, dtype=torch.float32),
+            encoder_attention_mask=torch.tensor(seen).long(),
+        ).last_hidden_state
+    run = jax.jit(QFormer(config).apply, static_argnums=2)
+    mine = run({"params": params}, queries, 4, features, None, seen)
+    tools.close(mine, theirs)
+
+
+@pytest.mark.parametrize("batch, left", [(1, False), (3, False), (3, True)])
+def test_projector_equals_instructblip(tools, random, batch, left):
+    model = randomised(InstructBlipQFormerModel(InstructBlipQFormerConfig(**HF)))
+    queries, out = random.normal(size=(1, 4, 24)).astype(np.float32), random.normal(size=(10, 24)).astype(np.float32)
+    bias = random.normal(size=10).astype(np.float32)
+    state = {f"qformer.{name}": tensor for name, tensor in model.state_dict().items()}
+    state |= {"query_tokens": queries, "language_projection.weight": out, "language_projection.bias": bias}
+    rows = names.instructblip_rows(CONFIG, "qformer/") + names.around_rows("")
+    params = import_params(rows, {k: np.asarray(v) for k, v in state.items()}, tools.init(CONFIG, 6))
+    assert {name for name, _ in export_params(rows, params)} == state.keys()
+    tokens = random.integers(0, 43, (batch, 6)).astype(np.int32)
+    mask = np.arange(6) < np.array([6, 3, 5])[:batch, None]
+    mask = mask[:, ::-1].copy() if left else mask
+    features = random.normal(size=(batch, 9, 14)).astype(np.float32)
+    seen = np.arange(9) < np.array([9, 2, 5])[:batch, None]
+    with torch.no_grad():
+        theirs = model(
+            input_ids=torch.tensor(tokens),
+            attention_mask=torch.cat([torch.ones(batch, 4, dtype=torch.long), torch.tensor(mask).long()], 1),
+            query_embeds=torch.tensor(queries).expand(batch, -1, -1),
+            encoder_hidden_states=torch.tensor(features),
+            encoder_attention_mask=torch.tensor(seen).long(),
+        ).last_hidden_state[:, :4]
+    config = QFormerConfig(**{**vars(CONFIG), "num_features": 9})
+    media = tools.run(config, params, features, segment_ids=seen.astype(np.int32), text=stream(tokens, mask))
+    tools.close(media.values, theirs.numpy() @ out.T + bias)
+
+
+def blip2_retrieval():
+    vision = dict(hidden_size=14, intermediate_size=17, num_hidden_layers=1, num_attention_heads=2)
+    vision |= dict(image_size=6, patch_size=3)
+    text = dict(model_type="opt", vocab_size=43, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, ffn_dim=9)
+    config = Blip2Config(
+        vision_config=vision,
+        qformer_config={**HF, "use_qformer_text_input": True},
+        text_config=text,
+        num_query_tokens=4,
+        image_text_hidden_size=11,
+        image_token_index=None,
+    )
+    return randomised(Blip2ForImageTextRetrieval(config))
+
+
+def test_objectives_equal_blip2_retrieval(tools, random):
+    model = blip2_retrieval()
+    wanted = lambda name: name.startswith(("qformer.", "embeddings."))
+    state = {name: tensor for name, tensor in model.state_dict().items() if wanted(name)}
+    params = imported(CONFIG, state, names.blip2_rows(CONFIG, ""))
+    pixels = torch.tensor(random.normal(size=(3, 3, 6, 6)), dtype=torch.float32)
+    tokens = random.integers(0, 43, (3, 6)).astype(np.int32)
+    mask = np.arange(6) < np.array([6, 3, 5])[:, None]
+    inputs = dict(pixel_values=pixels, input_ids=torch.tensor(tokens), attention_mask=torch.tensor(mask).long())
+    with torch.no_grad():
+        features = model.vision_model(pixels).last_hidden_state.numpy()
+        apart = model(**inputs)
+        together = model(**inputs, use_image_text_matching_head=True)
+    weight = {name: tensor.detach().numpy() for name, tensor in model.named_parameters()}
+    project = lambda x, name: x @ weight[f"{name}.weight"].T + weight[f"{name}.bias"]
+    unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
+    module = jax.jit(QFormer(CONFIG).apply, static_argnums=2)
+    params = {"params": params}
+    text = QFormer(CONFIG).apply(params, tokens, np.broadcast_to(np.arange(6), (3, 6)), method="embed")
+    both = np.concatenate([np.broadcast_to(weight["query_tokens"], (3, 4, 24)), text], axis=1)
+    masks = {name: objective_mask(name, 4, mask) for name in OBJECTIVES}
+    hidden = {name: np.asarray(module(params, both, 4, features, masks[name])) for name in OBJECTIVES}
+    tools.close(unit(project(hidden["contrastive"][:, :4], "vision_projection")), apart.image_embeds)
+    tools.close(unit(project(hidden["contrastive"][:, 4], "text_projection")), apart.text_embeds)
+    tools.close(project(hidden["matching"][:, :4], "itm_head").mean(axis=1), together.logits_per_image)
+    # No class of theirs generates text with the Q-Former; its encoder takes the mask as it is, though.
+    seen = torch.tensor(np.asarray(masks["generation"]))[:, None]
+    with torch.no_grad():
+        theirs = model.qformer(
+            torch.tensor(both), 4, attention_mask=seen, encoder_hidden_states=torch.tensor(features)
+        ).last_hidden_state
+    tools.close(hidden["generation"], theirs)
+    # Text alone, as the contrastive loss may also be computed: the queries then play no part.
+    alone = module(params, text, 0, mask=objective_mask("contrastive", 0, mask))
+    tools.close(alone, hidden["contrastive"][:, 4:])
+
+
+def test_masks_equal_a_table():
+    mask = np.array([[1, 1, 1, 0], [0, 0, 1, 1]], bool)
+    for objective in OBJECTIVES:
+        mine = np.asarray(objective_mask(objective, 3, mask))
+        assert mine.shape == (2, 7, 7)
+        for b in range(2):
+            for i in range(7):
+                for j in range(7):
+                    if objective == "contrastive":
+                        allowed = (i < 3) == (j < 3)
+                    elif objective == "matching":
+                        allowed = True
+                    else:
+                        allowed = j < 3 if i < 3 else j <= i
+                    assert mine[b, i, j] == (allowed and (j < 3 or mask[b, j - 3])), (objective, b, i, j)
+    with pytest.raises(ConfigError, match="'captioning' is not one of"):
+        objective_mask("captioning", 3, mask)
+
+
+def test_items_do_not_see_each_other_or_padding(tools, random):
+    config = QFormerConfig(**{**vars(CONFIG), "vocab_size": None})
+    params = tools.init(config, 6)
+    lengths, rows = ((5, 3, 2), (4, 0, 0)), []
+    packed = np.full((2, 12, 14), 1e6, np.float32)
+    segments = np.zeros((2, 12), np.int32)
+    expected = np.zeros((2, 3, 4, 10), np.float32)
+    for b, row in enumerate(lengths):
+        start = 0
+        for item, length in enumerate(row):
+            values = random.normal(size=(1, length, 14)).astype(np.float32)
+            packed[b, start : start + length], segments[b, start : start + length] = values[0], item + 1
+            start += length
+            if length:
+                alone = QFormerConfig(**{**vars(config), "num_features": length})
+                expected[b, item] = tools.run(alone, params, values).values[0]
+                rows.append((b, item))
+    grid = np.zeros((2, 3, 3), np.int32)
+    media = tools.run(config, params, packed, segment_ids=segments, grid=grid)
+    np.testing.assert_array_equal(media.segment_ids, np.repeat([[1, 2, 3], [1, 0, 0]], 4, axis=1))
+    mine = np.asarray(media.values).reshape(2, 3, 4, 10)
+    for b, item in rows:
+        tools.close(mine[b, item], expected[b, item])
+
+
+def test_counts_and_errors(tools, random):
+    config = QFormerConfig(**{**vars(CONFIG), "num_features": 9})
+    assert config.num_tokens(9) == 4 and CONFIG.num_tokens(12345) == 4
+    assert CONFIG.cross_layers == (0, 2, 4)
+    assert from_dict(QFormerConfig, to_dict(CONFIG)) == CONFIG
+    with pytest.raises(ConfigError, match="num_features is 9, but the encoder gives 10"):
+        config.num_tokens(10)
+    with pytest.raises(ConfigError, match="query_width 24 is not a multiple of num_heads 5"):
+        QFormerConfig(14, 10, query_width=24, num_heads=5)
+    with pytest.raises(ConfigError, match="cross_attention_frequency must be at least 1, got 0"):
+        QFormerConfig(14, 10, cross_attention_frequency=0)
+    params = tools.init(config, 9)
+    with pytest.raises(ValueError, match="Media has no text"):
+        tools.run(config, params, np.zeros((1, 9, 14)))
+    with pytest.raises(ValueError, match="10 features are no whole number of items of 9"):
+        tools.run(config, params, np.zeros((1, 10, 14)))
+    with pytest.raises(ValueError, match="nothing says how many items 9 features are"):
+        tools.run(CONFIG, params, np.zeros((1, 9, 14)))
+
+
+def test_rows_of_every_second_layer_name_those_layers():
+    row = Row("cross", "layer.{i}.weight", layers=(1, 4))
+    leaf = np.arange(6, dtype=np.float32).reshape(2, 3)
+    exported = dict(export_params([row], {"cross": leaf}))
+    assert list(exported) == ["layer.1.weight", "layer.4.weight"]
+    np.testing.assert_array_equal(import_params([row], exported, {"cross": leaf})["cross"], leaf)
