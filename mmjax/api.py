@@ -413,7 +413,7 @@ def from_pretrained(
     """Loads a model with its weights.
 
     Args:
-        path: a directory in transformers layout (CLIP, SigLIP, Llama, Qwen2, LLaVA), an mmjax directory, a
+        path: a directory in transformers layout (the families of `huggingface.FAMILIES`), an mmjax directory, a
             `.gguf` file, a `gs://` directory, or the name of a repository on the hub.
         dtype: of computation, "float32" or "bfloat16".
         param_dtype: of the weights, if it is to differ from `dtype`.

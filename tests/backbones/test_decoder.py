@@ -20,6 +20,10 @@ MIXED = dataclasses.replace(
 
 
 def run(config, params, tokens, remat="none"):
+    return jax.jit(run_eagerly, static_argnums=(0, 3))(config, params, tokens, remat)
+
+
+def run_eagerly(config, params, tokens, remat):
     module = Decoder(config, remat=remat)
     mask = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))[None]
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)

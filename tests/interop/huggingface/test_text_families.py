@@ -213,22 +213,26 @@ def test_names_of_the_bare_model_and_old_buffers(tmp_path, name):
     jax.tree.map(np.testing.assert_array_equal, loaded.params, expected.params)
 
 
+EIGHT = dict(SIZES, hidden_size=64, num_attention_heads=8)
+
+
 @pytest.mark.parametrize(
     "kind, old",
     [
-        ("gemma3_text", dict(SIZES, rope_theta=700.0, rope_local_base_freq=50.0,
+        ("gemma3_text", dict(EIGHT, rope_theta=700.0, rope_local_base_freq=50.0,
                              rope_scaling=dict(rope_type="linear", factor=2.0))),
-        ("gpt_neox", dict(SIZES, rotary_pct=0.7, rotary_emb_base=400)),
-        ("phi", dict(SIZES, partial_rotary_factor=0.7, rope_theta=400.0)),
-        ("phi3", dict(SIZES, num_attention_heads=6, original_max_position_embeddings=30, rope_theta=300.0,
-                      rope_scaling=dict(type="su", short_factor=[1.0, 2.0, 3.0], long_factor=[2.0, 3.0, 4.0]))),
+        ("gpt_neox", dict(EIGHT, rotary_pct=0.75, rotary_emb_base=400)),
+        ("phi", dict(EIGHT, partial_rotary_factor=0.75, rope_theta=400.0)),
+        ("phi3", dict(EIGHT, original_max_position_embeddings=30, rope_theta=300.0, rope_scaling=dict(
+            type="su", original_max_position_embeddings=30, short_factor=[1.0, 2.0, 3.0, 4.0],
+            long_factor=[2.0, 3.0, 4.0, 5.0]))),
         ("bloom", dict(NO_ENDS, vocab_size=V, n_embed=40, num_attention_heads=5, num_hidden_layers=3)),
     ],
 )  # fmt: skip
 def test_old_spellings_of_options(kind, old):
     config = transformers.AutoConfig.for_model(kind, **json.loads(json.dumps(old)))
     assert TEXT[kind].decoder_from_hf(old) == TEXT[kind].decoder_from_hf(config.to_dict())
-    assert TEXT[kind].decoder_from_hf(old) != TEXT[kind].decoder_from_hf(SIZES)
+    assert TEXT[kind].decoder_from_hf(old) != TEXT[kind].decoder_from_hf(EIGHT)
 
 
 def edit(directory, **changes):
