@@ -124,9 +124,9 @@ class MultimodalLM:
         params = {"backbone": self.backbone.init(next(keys), tokens, method="create")["params"]}
         for port, config in self.config.encoders.items():
             encoder, projector = self.encoder(port), self.projector(port)
-            images = jnp.zeros((1, config.image_size, config.image_size, 3))
+            items = jnp.zeros((1, *config.item_shape))
             features = Media(jnp.zeros((1, config.num_tokens(), config.feature_width)), stage="encoded")
-            encoded = encoder.init(next(keys), images, method="create")["params"]
+            encoded = encoder.init(next(keys), items, method="create")["params"]
             params.setdefault("encoders", {})[port] = encoded
             params.setdefault("projectors", {})[port] = projector.init(next(keys), features)["params"]
         return params

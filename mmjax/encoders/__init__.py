@@ -1,4 +1,12 @@
-"""Modality encoders: media to features."""
+"""Modality encoders: media to features.
+
+A config has `feature_width`, `item_shape` (of one raw item, without batch) and `num_tokens(grid, original_size)`.
+Its module has `__call__` (Media to Media), `run` (a batch of items through the whole tower, to what transformers
+calls its outputs) and `create` (touches every parameter once, for `init`).
+"""
+
+import functools
+import operator
 
 from mmjax.encoders.convnext import ConvNeXt, ConvNeXtConfig
 from mmjax.encoders.efficientnet import EfficientNet, EfficientNetConfig
@@ -16,6 +24,4 @@ ENCODERS = {
     SwinConfig: Swin,
     MixedEncoderConfig: MixedEncoder,
 }
-EncoderConfig = (
-    ViTConfig | EfficientNetConfig | ConvNeXtConfig | ResNetConfig | SwinConfig | MixedEncoderConfig
-)
+EncoderConfig = functools.reduce(operator.or_, ENCODERS)

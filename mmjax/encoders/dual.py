@@ -72,8 +72,7 @@ class Tower:
     def _boxed(self, rng: jax.Array) -> Any:
         c = self.config
         if not isinstance(c, TextEncoderConfig):
-            images = jnp.zeros((1, c.image_size, c.image_size, 3))
-            return self.module.init(rng, images, method="create")["params"]
+            return self.module.init(rng, jnp.zeros((1, *c.item_shape)), method="create")["params"]
         return self.module.init(rng, jnp.zeros((1, 1), jnp.int32))["params"]
 
     def init(self, rng: jax.Array) -> Params:

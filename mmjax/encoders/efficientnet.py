@@ -96,6 +96,11 @@ class EfficientNetConfig:
             size = -(-size // stage.stride)
         return size
 
+    @property
+    def item_shape(self) -> tuple[int, ...]:
+        """Shape of one raw item, (H, W, 3)."""
+        return (self.image_size, self.image_size, 3)
+
     def num_tokens(self, grid=None, original_size=None) -> int:
         """Features of one image; every image is resized, so the arguments do not matter."""
         return 5 if self.pool == "global+2x2" else self.grid_size**2

@@ -83,6 +83,11 @@ class MixedEncoderConfig:
         """Channels of the features, of all encoders together."""
         return sum(config.feature_width for config in self.encoders.values())
 
+    @property
+    def item_shape(self) -> tuple[int, ...]:
+        """Shape of one raw item, (H, W, 3)."""
+        return (self.image_size, self.image_size, 3)
+
     def num_tokens(self, grid=None, original_size=None) -> int:
         """Features of one image; every image is resized to `image_size`, so the arguments do not matter."""
         return self.grid_size**2

@@ -71,6 +71,11 @@ class ResNetConfig:
         """Channels of the features."""
         return self.widths[self.feature_stages[-1]]
 
+    @property
+    def item_shape(self) -> tuple[int, ...]:
+        """Shape of one raw item, (H, W, 3)."""
+        return (self.image_size, self.image_size, 3)
+
     def num_tokens(self, grid=None, original_size=None) -> int:
         """Features of one image; every image is resized to `image_size`, so the arguments do not matter."""
         return self.grid_sizes[self.feature_stages[-1]] ** 2

@@ -177,6 +177,11 @@ class ViTConfig:
             mlp_bias=True,
         )
 
+    @property
+    def item_shape(self) -> tuple[int, ...]:
+        """Shape of one raw item, (H, W, 3)."""
+        return (self.image_size, self.image_size, 3)
+
     def num_tokens(self, grid=None, original_size=None) -> int:
         """Features of one image.
 

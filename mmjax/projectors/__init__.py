@@ -1,5 +1,8 @@
 """Input projectors: features of an encoder to tokens in the LLM's width."""
 
+import functools
+import operator
+
 from mmjax.projectors.abstractor import AbstractorConfig, AbstractorProjector
 from mmjax.projectors.downsample import MergeConfig, MergeProjector, PoolConfig, PoolProjector
 from mmjax.projectors.ldp import LDPConfig, LDPProjector, LDPv2Config, LDPv2Projector
@@ -24,16 +27,4 @@ PROJECTORS = {
     LDPv2Config: LDPv2Projector,
     AbstractorConfig: AbstractorProjector,
 }
-ProjectorConfig = (
-    LinearProjectorConfig
-    | MLPProjectorConfig
-    | PooledProjectorConfig
-    | QFormerConfig
-    | PerceiverConfig
-    | ResamplerConfig
-    | MergeConfig
-    | PoolConfig
-    | LDPConfig
-    | LDPv2Config
-    | AbstractorConfig
-)
+ProjectorConfig = functools.reduce(operator.or_, PROJECTORS)

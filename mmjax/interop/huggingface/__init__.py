@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.config import ConfigError, nearest
+from mmjax.encoders import ENCODERS, EncoderConfig
 from mmjax.encoders.convnext import ConvNeXtConfig
 from mmjax.encoders.dual import DualEncoder, DualEncoderConfig, Tower
 from mmjax.encoders.resnet import ResNetConfig
@@ -85,23 +86,12 @@ FAMILIES: dict[str, ModuleType | TextFamily] = {
 # Encoders with a pyramid of maps: one config class, one family.
 PYRAMIDS: dict[type, ModuleType] = {ConvNeXtConfig: convnext, ResNetConfig: resnet, SwinConfig: swin}
 
-Config = (
-    MultimodalLMConfig
-    | DualEncoderConfig
-    | ViTConfig
-    | ConvNeXtConfig
-    | ResNetConfig
-    | SwinConfig
-    | TextEncoderConfig
-)
+Config = MultimodalLMConfig | DualEncoderConfig | EncoderConfig | TextEncoderConfig
 MODELS: dict[type, Callable[..., Any]] = {
     MultimodalLMConfig: MultimodalLM,
     DualEncoderConfig: DualEncoder,
-    ViTConfig: Tower,
-    ConvNeXtConfig: Tower,
-    ResNetConfig: Tower,
-    SwinConfig: Tower,
     TextEncoderConfig: Tower,
+    **dict.fromkeys(ENCODERS, Tower),
 }
 
 
