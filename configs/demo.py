@@ -102,7 +102,7 @@ def get_config(arg: str = "full") -> dict:
             "instruct": {
                 "steps": 4 if short else 100,
                 "batch_size": 4 if short else 8,
-                "learning_rate": 1e-3,
+                "learning_rate": 6e-4,
                 "warmup_steps": 1 if short else 10,
                 "final_fraction": 0.05,
                 "b2": 0.98,
