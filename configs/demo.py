@@ -18,6 +18,20 @@ were chosen on the "develop" pairs of colour and object; the score is taken on t
 from mmjax.config import ConfigError, nearest
 
 SIZES = ("full", "short")
+ABOUT = {
+    "title": "Demo",
+    "inputs": ("text", "image"),
+    "outputs": ("text",),
+    "parts": {
+        "modality encoder": "EfficientNet-Lite0",
+        "input projector": "linear maps and an MLP on pooled features",
+        "LLM backbone": "SmolLM2-135M-Instruct",
+        "output projector": "none",
+        "modality generator": "none",
+    },
+    "run": "make demo, or mmjax demo --workdir DIR",
+    "verified": "trained and scored on held-out images by every run: demo_scores.json, report.html",
+}
 
 # SmolLM2's words without the system message that its own template puts first, for which every picture would
 # pay again.

@@ -16,31 +16,38 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax import checkpoint
-from mmjax.config import ConfigError, check_choice, from_dict, to_dict
+from mmjax.config import ConfigError, check_choice, from_dict
 from mmjax.data.collate import collate, target_positions
-from mmjax.data.contracts import Batch, Media, TextStream
+from mmjax.data.contracts import Batch, TextStream
 from mmjax.data.conversation import parse_record
 from mmjax.data.gguf_tokenizer import tokenizer_from_gguf
 from mmjax.data.processor import Processor, load_processor
-from mmjax.data.token_plan import TokenPlanError
 from mmjax.data.tokenizer import load_tokenizer
 from mmjax.distributed.mesh import check_fits
 from mmjax.distributed.rules import shardings
-from mmjax.encoders import EncoderConfig
-from mmjax.encoders.dual import DualEncoder, DualEncoderConfig, Tower
-from mmjax.encoders.text import TextEncoderConfig
+from mmjax.encoder_model import EncoderModel
 from mmjax.infer.batch import answer_text
 from mmjax.infer.chat import TextStreamer
-from mmjax.infer.generate import GenerateOptions, Programs, check_request, generate, program_length
+from mmjax.infer.generate import GenerateOptions, Programs, check_request, generate, program_length, with_start
 from mmjax.interop import huggingface
 from mmjax.interop.gguf import decoder_from_gguf, load_gguf, read_gguf
+from mmjax.interop.huggingface.inputs import (
+    MEDIA_NAMES,
+    TOKEN_TYPES,
+    counted_positions,
+    integers,
+    read_media,
+)
+from mmjax.interop.huggingface.token_types import bidirectional_groups
 from mmjax.interop.locate import locate
+from mmjax.interop.segmenter import SegmenterConfig
 from mmjax.model import MultimodalLM, MultimodalLMConfig
 from mmjax.paths import flatten
+from mmjax.save import save
+from mmjax.segmenter_model import SegmenterModel
 
 # The kinds of model that an mmjax directory may hold.
 CONFIGS = {cls.kind: cls for cls in huggingface.MODELS}
-FORMATS = ("huggingface", "mmjax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +66,8 @@ class GenerateOutput:
     Attributes:
         tokens: int32 [B, max_new_tokens], new tokens with each row's stop token, then padding.
         lengths: int32 [B], how many of them were generated, the stop token included.
-        sequences: int32 [B, T + max_new_tokens], `input_ids` followed by `tokens`.
+        sequences: int32 [B, T + max_new_tokens], `input_ids` (of an encoder-decoder `decoder_input_ids`, or its start
+            token) followed by `tokens`.
         text: the rows decoded, or None without a tokenizer.
     """
 
@@ -117,86 +125,95 @@ class Model:
         self,
         input_ids: Any,
         attention_mask: Any = None,
-        pixel_values: Any = None,
         labels: Any = None,
         position_ids: Any = None,
+        decoder_input_ids: Any = None,
+        **media: Any,
     ) -> Batch:
         """Arrays as a transformers processor gives them -> the `Batch` that the pure functions take.
 
         Args:
-            input_ids: int [B, T], each image as a run of its placeholder token, one a feature.
+            input_ids: int [B, T], each media item as a run of its placeholder token, one a feature.
             attention_mask: [B, T], 0 is padding, on any side.
-            pixel_values: float [I, 3, H, W] or [I, H, W, 3], all images in the order of their placeholders.
-            labels: int [B, T], -100 is no target.
+            labels: int [B, T], -100 is no target. Of an encoder-decoder as long as the answers, which the decoder
+                then reads one place later, behind its start token.
             position_ids: int [B, T]; counted over what is no padding if not given.
+            decoder_input_ids: int [B, T], what an encoder-decoder has written so far, its start token first.
+            media: what the processor gives for them, in its names; all items in the order of their placeholders.
+                For images of one size, pixel_values float [I, 3, H, W] or [I, H, W, 3]; see
+                `mmjax.interop.huggingface.inputs` for the others, and token_types.py there for token_type_ids.
 
         Raises:
-            ValueError: wrong shapes; pixels for a model that takes none.
-            TokenPlanError: placeholders and images that do not fit, with the row and both counts.
+            ValueError: wrong shapes; media that the model does not take.
+            TokenPlanError: placeholders and items that do not fit, with the row and both counts.
         """
-        tokens = _integers("input_ids", input_ids)
-        mask = np.ones_like(tokens) if attention_mask is None else _integers("attention_mask", attention_mask)
+        tokens = integers("input_ids", input_ids)
+        mask = np.ones_like(tokens) if attention_mask is None else integers("attention_mask", attention_mask)
         given = {"attention_mask": mask}
         if position_ids is not None:
-            given["position_ids"] = _integers("position_ids", position_ids)
-        if labels is not None:
-            given["labels"] = _integers("labels", labels)
+            given["position_ids"] = integers("position_ids", position_ids)
+        two_sided = "query" in self.config.streams
+        if labels is not None and not two_sided:
+            given["labels"] = integers("labels", labels)
         for name, array in given.items():
             if array.shape != tokens.shape:
                 raise ValueError(f"{name} is {array.shape}, input_ids is {tokens.shape}")
-        positions = given.get("position_ids", np.maximum(np.cumsum(mask, axis=1) - 1, 0).astype(np.int32))
-        media_index, media = self._place(tokens, pixel_values)
-        text = TextStream(tokens, positions, (mask > 0).astype(np.int32), media_index=media_index)
-        if labels is not None:
-            targets = given["labels"] != -100
+        types = media.pop(TOKEN_TYPES, None)
+        placed = read_media(self.config, tokens, media)
+        positions = given.get("position_ids")
+        if positions is None:
+            positions = counted_positions(self.config, mask > 0, placed.runs)
+        targets = given["labels"] != -100 if "labels" in given else None
+        text = TextStream(
+            tokens,
+            positions,
+            (mask > 0).astype(np.int32),
+            media_index=placed.index,
+            media_attention=placed.attention,
+            bidirectional_group=bidirectional_groups(self.config, mask > 0, placed.runs, types, targets),
+        )
+        if two_sided:
+            return Batch({"query": text, **self._answers(len(tokens), labels, decoder_input_ids)}, placed.media)
+        if decoder_input_ids is not None:
+            raise ValueError("decoder_input_ids: this model is no encoder-decoder, its answers follow input_ids")
+        if targets is not None:
             most = min(program_length(max(int(targets.sum(axis=1).max()), 1)), tokens.shape[1])
             text = text.replace(
                 loss_weights=targets.astype(np.float32), loss_positions=target_positions(targets, most)
             )
-        return Batch({"text": text}, media)
+        return Batch({"text": text}, placed.media)
 
-    def _place(self, tokens: np.ndarray, pixel_values: Any) -> tuple[np.ndarray | None, dict[str, Media]]:
-        """Rows of media for placeholder tokens, and the images grouped by the row of text they belong to."""
-        if not self.config.encoders:
-            if pixel_values is not None:
-                raise ValueError("this model takes no images: it has no encoder")
-            return None, {}
-        if len(self.config.encoders) > 1:
-            raise ValueError(
-                f"the model has ports {', '.join(self.config.encoders)}: build the Batch by hand"
-            )
-        port = next(iter(self.config.encoders))
-        at = tokens == self.config.media_tokens[port]
-        size = self.config.num_tokens(port)
-        counts = at.sum(axis=1)
-        images = None if pixel_values is None else _channels_last(pixel_values)
-        total = 0 if images is None else len(images)
-        for row, count in enumerate(counts):
-            if count % size:
-                raise TokenPlanError(
-                    f"row {row}: {count} placeholder tokens are no whole number of images of {size} tokens each"
-                )
-        if counts.sum() != total * size:
-            per_row = ", ".join(str(count // size) for count in counts)
-            raise TokenPlanError(
-                f"the placeholders are those of {per_row} images a row, but there are {total} images"
-            )
-        if not total:
-            return None, {}
-        items = counts // size
-        values = np.zeros((len(tokens), max(items), *images.shape[1:]), np.float32)
-        segments = np.zeros(values.shape[:2], np.int32)
-        for row, first in enumerate(np.cumsum(items) - items):
-            values[row, : items[row]] = images[first : first + items[row]]
-            segments[row, : items[row]] = np.arange(1, items[row] + 1)
-        media_index = np.where(at, np.cumsum(at, axis=1) - 1, -1).astype(np.int32)
-        return media_index, {port: Media(values, segments)}
+    def _answers(self, rows: int, labels: Any, decoder_input_ids: Any) -> dict[str, TextStream]:
+        """The stream "decoder" of an encoder-decoder's batch, if there is anything to put in it."""
+        if labels is None and decoder_input_ids is None:
+            return {}
+        if labels is not None and decoder_input_ids is not None:
+            raise ValueError("labels or decoder_input_ids, not both: the decoder reads the labels one place later")
+        name = "decoder_input_ids" if labels is None else "labels"
+        tokens = integers(name, decoder_input_ids if labels is None else labels)
+        if len(tokens) != rows:
+            raise ValueError(f"{name} has {len(tokens)} rows, input_ids has {rows}")
+        extra = {}
+        if labels is not None:
+            tokens, wanted = (np.pad(a, ((0, 0), (1, 0))) for a in (tokens, tokens != -100))
+            tokens = np.where(wanted, tokens, self.generation.get("pad_token_id") or 0).astype(np.int32)
+            tokens[:, 0] = self.config.backbone.start_token
+            most = min(program_length(max(int(wanted.sum(axis=1).max()), 1)), tokens.shape[1])
+            extra = {"loss_weights": wanted.astype(np.float32), "loss_positions": target_positions(wanted, most)}
+        positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+        return {"decoder": TextStream(tokens, positions, np.ones_like(tokens), **extra)}
 
-    def __call__(self, input_ids: Any, attention_mask: Any = None, pixel_values: Any = None, labels: Any = None,
-                 position_ids: Any = None) -> ModelOutput:  # fmt: skip
+    def __call__(self, input_ids: Any, attention_mask: Any = None, labels: Any = None, position_ids: Any = None,
+                 decoder_input_ids: Any = None, **media: Any) -> ModelOutput:  # fmt: skip
         """Logits at every position, and with `labels` the loss; arguments as `batch`."""
-        batch = self.batch(input_ids, attention_mask, pixel_values, labels, position_ids)
+        batch = self.batch(input_ids, attention_mask, labels, position_ids, decoder_input_ids, **media)
+        if self.config.streams[-1] not in batch.texts:
+            raise ValueError("an encoder-decoder needs labels or decoder_input_ids beside input_ids")
         out = self._forward(self.params, batch)
+        if "query" in self.config.streams and labels is not None:
+            # The decoder read a start token more than there are labels: label t is the target of logits t.
+            loss = _label_loss(out.logits, np.pad(np.asarray(labels), ((0, 0), (1, 0)), constant_values=-100))
+            return ModelOutput(out.logits[:, :-1], out.hidden[:, :-1], loss)
         loss = None if labels is None else _label_loss(out.logits, np.asarray(labels))
         return ModelOutput(out.logits, out.hidden, loss)
 
@@ -204,19 +221,22 @@ class Model:
         self,
         input_ids: Any,
         attention_mask: Any = None,
-        pixel_values: Any = None,
         position_ids: Any = None,
+        decoder_input_ids: Any = None,
         **options: Any,
     ) -> GenerateOutput:
-        """Generates from every row; arguments as `batch`, options as `options_of`."""
+        """Generates from every row; text and media as in `batch`, all else as `options_of`."""
+        media = {name: options.pop(name) for name in MEDIA_NAMES if name in options}
         chosen = self.options_of(**options)
-        batch = self.batch(input_ids, attention_mask, pixel_values, position_ids=position_ids)
+        batch = self.batch(input_ids, attention_mask, None, position_ids, decoder_input_ids, **media)
+        batch = with_start(self.module, batch)
         out = generate(self.module, self.params, batch, chosen, self.programs)
         text = None
         if self.processor is not None:
             rows = zip(out.tokens, out.lengths, strict=True)
             text = [answer_text(self.processor.tokenizer, row[:length], chosen) for row, length in rows]
-        sequences = np.concatenate([np.asarray(batch.text.tokens), out.tokens], axis=1)
+        written = batch.texts[self.config.streams[-1]]
+        sequences = np.concatenate([np.asarray(written.tokens), out.tokens], axis=1)
         return GenerateOutput(out.tokens, out.lengths, sequences, text)
 
     def options_of(
@@ -308,108 +328,12 @@ class Model:
 
     def save_pretrained(self, directory: str | os.PathLike, format: str = "huggingface") -> None:
         """Writes the model: "huggingface" for transformers, LoRA merged; "mmjax" with everything as it is."""
-        _save(self, directory, format)
-
-
-@dataclasses.dataclass(frozen=True)
-class EncoderOutput:
-    """Outputs of an encoder, in transformers' names; what the model does not give is None."""
-
-    logits_per_image: jax.Array | None = None
-    logits_per_text: jax.Array | None = None
-    image_embeds: jax.Array | None = None
-    text_embeds: jax.Array | None = None
-    last_hidden_state: jax.Array | None = None
-    pooler_output: jax.Array | None = None
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class EncoderModel:
-    """An image tower, a text tower, or both in one space (CLIP, SigLIP), with weights.
-
-    Attributes:
-        config: of the tower or towers.
-        params: nested dicts of arrays, blocks stacked.
-        dtype: compute dtype.
-        hf_config: config.json of the checkpoint.
-    """
-
-    config: DualEncoderConfig | EncoderConfig | TextEncoderConfig
-    params: dict[str, Any]
-    dtype: str = "float32"
-    hf_config: Mapping[str, Any] | None = None
-    generation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    processor: None = None
-
-    @functools.cached_property
-    def module(self) -> DualEncoder | Tower:
-        """The pure functions."""
-        return huggingface.model_of(self.config, dtype=self.dtype)
-
-    @functools.cached_property
-    def _forward(self) -> Callable[..., Any]:
-        return jax.jit(self.module.__call__)
-
-    def __call__(
-        self,
-        input_ids: Any = None,
-        attention_mask: Any = None,
-        pixel_values: Any = None,
-        pixel_attention_mask: Any = None,
-        spatial_shapes: Any = None,
-    ) -> EncoderOutput:
-        """Runs the towers that the model has.
-
-        Args:
-            input_ids, attention_mask: int [B, T], for a text tower.
-            pixel_values: float [I, 3, H, W] or [I, H, W, 3], for an image tower; for one that takes images of
-                any shape (SigLIP 2), float [I, N, patch numbers] with the next two.
-            pixel_attention_mask: [I, N], 0 is padding.
-            spatial_shapes: int [I, 2], rows and columns of patches.
-
-        Raises:
-            ValueError: an input that the model needs is missing.
-        """
-        wants_image = not isinstance(self.config, TextEncoderConfig)
-        wants_text = isinstance(self.config, DualEncoderConfig | TextEncoderConfig)
-        if (wants_image and pixel_values is None) or (wants_text and input_ids is None):
-            needed = [
-                name for name, want in (("input_ids", wants_text), ("pixel_values", wants_image)) if want
-            ]
-            raise ValueError(f"this model needs {' and '.join(needed)}")
-        tokens = _integers("input_ids", input_ids) if wants_text else None
-        mask = (
-            None
-            if attention_mask is None or not wants_text
-            else _integers("attention_mask", attention_mask) > 0
-        )
-        if wants_image and np.ndim(pixel_values) == 3:
-            if pixel_attention_mask is None or spatial_shapes is None:
-                raise ValueError("patches as pixel_values need pixel_attention_mask and spatial_shapes")
-            seen = _integers("pixel_attention_mask", pixel_attention_mask) > 0
-            shapes = _integers("spatial_shapes", spatial_shapes)
-            out = self._forward(self.params, np.asarray(pixel_values, np.float32), seen, shapes)
-            return EncoderOutput(last_hidden_state=out["last_hidden_state"], pooler_output=out.get("pooled"))
-        pixels = _channels_last(pixel_values) if wants_image else None
-        if isinstance(self.config, DualEncoderConfig):
-            per_image, per_text, image, text = self._forward(self.params, tokens, mask, pixels)
-            return EncoderOutput(per_image, per_text, image, text)
-        out = self._forward(self.params, pixels) if wants_image else self._forward(self.params, tokens, mask)
-        # Maps lie channels first in transformers.
-        out = {name: x.transpose(0, 3, 1, 2) if x.ndim == 4 else x for name, x in out.items()}
-        embeds = {("image_embeds" if wants_image else "text_embeds"): out.get("embeds")}
-        return EncoderOutput(
-            last_hidden_state=out["last_hidden_state"], pooler_output=out.get("pooled"), **embeds
-        )
-
-    def save_pretrained(self, directory: str | os.PathLike, format: str = "huggingface") -> None:
-        """Writes the model in transformers layout, or as an mmjax directory."""
-        _save(self, directory, format)
+        save(self, directory, format)
 
 
 def from_pretrained(
     path: str | os.PathLike, dtype: str = "float32", param_dtype: str | None = None, mesh: Any = None
-) -> Model | EncoderModel:
+) -> Model | EncoderModel | SegmenterModel:
     """Loads a model with its weights.
 
     Args:
@@ -449,7 +373,7 @@ def _from_gguf(place: Path, dtype: str, param_dtype: str, mesh: Any) -> Model:
     return Model(config, params, processor, dtype, generation)
 
 
-def _from_mmjax(place: Path, dtype: str, param_dtype: str, mesh: Any) -> Model | EncoderModel:
+def _from_mmjax(place: Path, dtype: str, param_dtype: str, mesh: Any) -> Model | EncoderModel | SegmenterModel:
     metadata = checkpoint.read_metadata(place)
     kind = metadata.get("config", {}).get("kind")
     if kind not in CONFIGS:
@@ -474,19 +398,19 @@ def _from_mmjax(place: Path, dtype: str, param_dtype: str, mesh: Any) -> Model |
         "hf_config": metadata.get("hf_config"),
     }
     if kind != MultimodalLMConfig.kind:
-        return EncoderModel(config, params, **common)
+        return _without_text(config)(config, params, **common)
     processor = None
     if load_tokenizer(str(place)) is not None:
-        processor = load_processor(place, config.num_tokens)
+        processor = load_processor(place, config.num_tokens, **config.plan_options)
     return Model(config, params, processor, **common)
 
 
-def _from_huggingface(place: Path, dtype: str, param_dtype: str, mesh: Any) -> Model | EncoderModel:
+def _from_huggingface(place: Path, dtype: str, param_dtype: str, mesh: Any) -> Model | EncoderModel | SegmenterModel:
     put = None if mesh is None else _Put(mesh, huggingface.read_config(place)[0])
     loaded = huggingface.load(place, param_dtype, put)
     generation = loaded.generation_config or {}
     if not isinstance(loaded.config, MultimodalLMConfig):
-        return EncoderModel(loaded.config, loaded.params, dtype, loaded.hf_config)
+        return _without_text(loaded.config)(loaded.config, loaded.params, dtype, loaded.hf_config)
     text = {**loaded.hf_config, **loaded.hf_config.get("text_config", {})}
     for name in ("eos_token_id", "pad_token_id"):
         if generation.get(name) is None and text.get(name) is not None:
@@ -499,11 +423,24 @@ def _from_huggingface(place: Path, dtype: str, param_dtype: str, mesh: Any) -> M
         )
         if not config.encoders or not images:
             processor = Processor(
-                tokenizer, {}, tokenizer.chat_template, {}, dict(config.media_tokens), config.num_tokens
+                tokenizer,
+                {},
+                tokenizer.chat_template,
+                {},
+                dict(config.media_tokens),
+                config.num_tokens,
+                bidirectional=config.bidirectional,
             )
         else:
-            processor = load_processor(place, config.num_tokens, tokenizer, dict(config.media_tokens))
+            processor = load_processor(
+                place, config.num_tokens, tokenizer, dict(config.media_tokens), **config.plan_options
+            )
     return Model(loaded.config, loaded.params, processor, dtype, generation, loaded.hf_config)
+
+
+def _without_text(config: Any) -> type:
+    """The class of a model that is no language model."""
+    return SegmenterModel if isinstance(config, SegmenterConfig) else EncoderModel
 
 
 class _Put:
@@ -522,51 +459,6 @@ class _Put:
 
     def __call__(self, path: str, array: np.ndarray) -> jax.Array:
         return jax.device_put(array, self.places[path])
-
-
-def _save(model: Model | EncoderModel, directory: str | os.PathLike, format: str) -> None:
-    check_choice("format", format, FORMATS)
-    directory = Path(directory)
-    if format == "huggingface":
-        generation = dict(model.generation) or None
-        huggingface.save(directory, model.config, model.params, model.hf_config, generation)
-        if model.processor is not None:
-            model.processor.save(directory)
-        return
-    leaf = jax.tree.leaves(model.params)[0]
-    metadata = {
-        "config": to_dict(model.config),
-        "param_dtype": str(leaf.dtype),
-        "generation": dict(model.generation),
-        "hf_config": None if model.hf_config is None else dict(model.hf_config),
-    }
-    files = {} if model.processor is None else _files_of(model.processor)
-    checkpoint.save_params(directory, model.params, metadata, files)
-
-
-def _files_of(processor: Processor) -> dict[str, bytes]:
-    """What `Processor.save` writes, as bytes by name."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        processor.save(folder)
-        return {
-            str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()
-        }
-
-
-def _integers(name: str, values: Any) -> np.ndarray:
-    array = np.asarray(values)
-    if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(f"{name} must be integers [B, T], got {array.dtype} of shape {array.shape}")
-    return array.astype(np.int32)
-
-
-def _channels_last(pixel_values: Any) -> np.ndarray:
-    array = np.asarray(pixel_values, np.float32)
-    if array.ndim != 4 or 3 not in (array.shape[1], array.shape[-1]):
-        raise ValueError(f"pixel_values must be [I, 3, H, W] or [I, H, W, 3], got shape {array.shape}")
-    return array.transpose(0, 2, 3, 1) if array.shape[1] == 3 else array
 
 
 @jax.jit

@@ -41,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("mmjax: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever reads what is printed, `head` for one, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except Exception as error:
         if os.environ.get("MMJAX_TRACEBACK", "0") not in ("", "0") or not _explained(error):
             raise
@@ -374,9 +377,14 @@ def _add_systems(commands) -> None:
         commands,
         "systems",
         _systems,
-        "list the systems that have a config: modalities, parts, sizes, what was verified",
-        "mmjax systems --json",
+        "list the systems that have a config; of one, count parameters, tokens and FLOPs",
+        """
+mmjax systems
+mmjax systems llava_1_5:13b
+mmjax systems qwen2_vl --json
+""",
     )
+    parser.add_argument("name", nargs="?", metavar="NAME[:SIZE]", help="count this one, or this size of it")
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 
@@ -385,17 +393,41 @@ def _systems(args) -> None:
 
     import configs
 
+    shown = configs.SYSTEMS
+    if args.name is not None:
+        from mmjax.recipes.describe import describe_system
+
+        name, _, size = args.name.partition(":")
+        if name not in shown:
+            known = ", ".join(shown)
+            raise ConfigError(f"no system is named {name!r}.{nearest(name, shown)} There are: {known}")
+        shown = {name: {**shown[name], "counted": describe_system(name, size or None)}}
     if args.json:
-        print(json.dumps(configs.SYSTEMS, indent=2))
+        print(json.dumps(shown, indent=2))
         return
-    for name, system in configs.SYSTEMS.items():
+    for name, system in shown.items():
         print(f"{name}  {system['title']}: {' + '.join(system['inputs'])} -> {' + '.join(system['outputs'])}")
-        rows = [
-            *system["parts"].items(),
-            *((f"size {name}:{size}", what) for size, what in system["sizes"].items()),
-        ]
-        for key, value in [*rows, ("run", system["run"]), ("verified", system["verified"])]:
-            print(f"    {key:<26}{value}")
+        sizes = " ".join(f"{name}:{size}" for size in system["sizes"])
+        for key, value in [*system["parts"].items(), ("sizes", sizes), *((k, system[k]) for k in ("run", "verified"))]:
+            print(f"    {key:<32}{value}")
+        for size, counts in system.get("counted", {}).items():
+            print(f"  {name}:{size}")
+            for key, value in counts_in_words(counts):
+                print(f"    {key:<32}{value}")
+
+
+def counts_in_words(counts: dict) -> list[tuple[str, str]]:
+    """What `mmjax.recipes.describe` counted, as rows of a name and a value."""
+    if not counts:
+        return [("counts", "none: the parts are read from checkpoints when it runs")]
+    rows = [(f"{part}, parameters", f"{number:,}") for part, number in counts["parameters"].items()]
+    for port, words in counts["items"].items():
+        tokens, flops = counts["tokens"][port], counts["item_flops"][port]
+        rows.append((f"{port}, tokens", f"{tokens} of one item, {words}, for {flops:.4g} FLOPs"))
+    rows.append(("LLM, FLOPs a token", f"{counts['token_flops']:.4g} forward, attention's products aside"))
+    if "read_flops" in counts:
+        rows.append(("of one that is read", f"{counts['read_flops']:.4g}"))
+    return rows
 
 
 def _add_demo(commands) -> None:

@@ -45,7 +45,9 @@ def load_config(spec: str | os.PathLike, overrides: Sequence[str] = ()) -> Confi
     if path.suffix == ".json":
         config = load_resolved(path)
     else:
-        config = _ordered(_plain(_call_get_config(path, arg), path.name))
+        values = _call_get_config(path, arg)
+        _check_order(values, path.name)
+        config = _ordered(_plain(values, path.name))
     apply_overrides(config, overrides)
     return config.lock()
 
@@ -173,16 +175,20 @@ def _call_get_config(path: Path, arg: str | None) -> Any:
     return get_config(arg)
 
 
+def _check_order(values: Any, where: str) -> None:
+    """Raises ConfigError where a file's stages may not stand in the order in which they were written."""
+    stages = values.get("stages") if isinstance(values, Mapping | ConfigDict) else None
+    if isinstance(stages, ConfigDict) and len(stages) > 1 and list(stages) == sorted(stages):
+        # ConfigDict sorts its keys unless told not to, and their order says what is trained first.
+        raise ConfigError(
+            f"{where}.stages: a ConfigDict forgets the order its keys were written in, and stages run in "
+            "order; return a plain dict from get_config"
+        )
+
+
 def _plain(value: Any, where: str) -> Any:
     """Nested dicts, tuples and scalars; raises ConfigError for what JSON cannot hold."""
     if isinstance(value, Mapping | ConfigDict):
-        stages = value.get("stages")
-        if isinstance(stages, ConfigDict) and len(stages) > 1 and list(stages) == sorted(stages):
-            # ConfigDict sorts its keys unless told not to, and their order says what is trained first.
-            raise ConfigError(
-                f"{where}.stages: a ConfigDict forgets the order its keys were written in, and stages run in "
-                "order; return a plain dict from get_config"
-            )
         return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return tuple(_plain(item, f"{where}.{index}") for index, item in enumerate(value))

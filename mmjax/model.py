@@ -8,21 +8,28 @@ Every method is a pure function of (params, inputs); a model without encoders is
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from mmjax.backbones import BackboneConfig
-from mmjax.backbones.decoder import Decoder
+from mmjax.backbones import BACKBONES, BackboneConfig
+from mmjax.backbones.encoder_decoder import EncoderDecoderConfig
+from mmjax.backbones.fusion.visual_expert import VisualExpertConfig
 from mmjax.config import ConfigError, check_choice
+from mmjax.data.bidirectional import KINDS
 from mmjax.data.contracts import Batch, Media, TextStream
+from mmjax.data.items import Layout
 from mmjax.encoders import ENCODERS, EncoderConfig
-from mmjax.nn.masks import attention_mask
+from mmjax.nn.masks import attention_mask, cross_mask
 from mmjax.nn.stack import check_remat
 from mmjax.projectors import PROJECTORS, ProjectorConfig
+from mmjax.projectors.perceiver import PerceiverConfig
+from mmjax.projectors.tiles import TilesConfig, arrange
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,32 +39,77 @@ class MultimodalLMConfig:
     Attributes:
         backbone: the LLM.
         encoders: port -> encoder, in the order in which their tokens are numbered.
-        projectors: port -> projector; the same ports as `encoders`.
+        projectors: port -> projector; the same ports as `encoders`. Ports that are read inside the backbone may do
+            without: their features are read as they come.
         media_tokens: port -> token id that stands in `tokens` wherever a media token stands (never looked up).
+        shared: port -> port whose encoder's and projector's parameters it uses, e.g. {"video": "image"}. Their
+            configs may differ in what has no parameters.
+        positions_per_second: how far positions on the axis of time go on in a second of video; None: one a frame.
+        frames_apart: whether the frames of a video stand apart in the text, each behind its own time (Qwen3-VL).
+        bidirectional: which tokens of a prompt also see later ones: "none", the whole "prefix" before the first
+            target (PaliGemma), or the tokens of one media item those of the same "item" (Gemma 3).
+        inside: ports whose tokens do not stand in the text but are read inside the backbone by its fusion
+            (Flamingo's gated cross-attention, LLaMA-Adapter's prompts).
+        shared_projectors: port -> port whose projector's parameters it uses, behind an encoder of its own
+            (Video-LLaVA).
     """
 
     backbone: BackboneConfig
     encoders: dict[str, EncoderConfig] = dataclasses.field(default_factory=dict)
     projectors: dict[str, ProjectorConfig] = dataclasses.field(default_factory=dict)
     media_tokens: dict[str, int] = dataclasses.field(default_factory=dict)
+    shared: dict[str, str] = dataclasses.field(default_factory=dict)
+    positions_per_second: float | None = None
+    frames_apart: bool = False
+    bidirectional: str = "none"
+    inside: tuple[str, ...] = ()
+    shared_projectors: dict[str, str] = dataclasses.field(default_factory=dict)
 
     kind: ClassVar[str] = "multimodal_lm"
 
     def __post_init__(self):
+        fusion = getattr(self.backbone, "fusion", None)
+        reads = hasattr(fusion, "memory_width")
+        for port in self.inside:
+            check_choice("inside", port, tuple(self.encoders))
+            if not reads:
+                raise ConfigError(f"inside: {port!r} needs a backbone whose fusion reads media")
         for name in ("projectors", "media_tokens"):
-            ports = getattr(self, name)
-            if set(ports) != set(self.encoders):
+            ports = {*getattr(self, name), *self.inside}
+            if ports != set(self.encoders):
                 raise ConfigError(f"{name} has ports {sorted(ports)}, encoders has {sorted(self.encoders)}")
-        for port, projector in self.projectors.items():
-            features = self.encoders[port].feature_width
-            if projector.in_width != features:
+        check_choice("bidirectional", self.bidirectional, KINDS)
+        for port, other in self.shared.items():
+            if port not in self.encoders or other not in self.encoders or other in self.shared:
+                raise ConfigError(
+                    f"shared: {port!r} cannot use the parameters of {other!r}; ports with parameters are "
+                    f"{[name for name in self.encoders if name not in self.shared]}"
+                )
+        for port, other in self.shared_projectors.items():
+            borrowed = {*self.shared, *self.shared_projectors}
+            if port not in self.encoders or port in self.shared or other not in self.encoders or other in borrowed:
+                raise ConfigError(
+                    f"shared_projectors: {port!r} cannot use the projector of {other!r}; ports with projectors are "
+                    f"{[name for name in self.encoders if name not in borrowed]}"
+                )
+        for port, encoder in self.encoders.items():
+            projector, features = self.projectors.get(port), encoder.feature_width
+            if projector is not None and projector.in_width != features:
                 raise ConfigError(
                     f"projectors.{port}.in_width is {projector.in_width}; its encoder gives {features}"
                 )
-            if projector.width != self.backbone.width:
-                raise ConfigError(
-                    f"projectors.{port}.width is {projector.width}; the backbone's is {self.backbone.width}"
-                )
+            width, where = self.backbone.width, "the backbone's"
+            if port in self.inside:
+                width, where = fusion.memory_width(self.backbone.block), "what its fusion reads"
+            if projector is None and features != width:
+                raise ConfigError(f"encoders.{port} gives {features} channels without a projector; {where} is {width}")
+            if projector is not None and projector.width != width:
+                raise ConfigError(f"projectors.{port}.width is {projector.width}; {where} is {width}")
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The text streams of a batch: that which is written last, before it the one that is only read."""
+        return ("query", "decoder") if isinstance(self.backbone, EncoderDecoderConfig) else ("text",)
 
     def num_tokens(self, port: str, grid=None, original_size=None) -> int:
         """How many LLM tokens one item of `port` becomes; plain Python, before any array exists.
@@ -68,8 +120,69 @@ class MultimodalLMConfig:
             original_size: (height, width) in pixels, where the count depends on it.
         """
         check_choice("port", port, tuple(self.encoders))
+        arranged = self.arrangement(port, grid, original_size)
+        if arranged is not None:
+            return len(arranged[0])
         features = self.encoders[port].num_tokens(grid, original_size)
-        return self.projectors[port].num_tokens(features, grid)
+        return self.projectors[port].num_tokens(features, grid) if port in self.projectors else features
+
+    def arrangement(self, port: str, grid=None, original_size=None) -> tuple[np.ndarray, np.ndarray | None] | None:
+        """Which of an item's projected tokens its LLM tokens are made of, see `TilesConfig.arrangement`.
+
+        None where they are the projector's tokens as they come.
+        """
+        projector = self.projectors.get(port)
+        return projector.arrangement(grid, original_size) if isinstance(projector, TilesConfig) else None
+
+    def layout(self, port: str) -> Layout:
+        """How the items of a port lie in a batch."""
+        encoder, projector = self.encoders[port], self.projectors.get(port)
+        if isinstance(projector, TilesConfig):
+            each = projector.num_tokens(encoder.num_tokens())
+            return Layout(
+                encoder.item_shape,
+                tokens=lambda entries: projector.leading + entries * each,
+                entries=projector.num_entries,
+                arrange=projector.arrangement,
+                leading=projector.leading,
+            )
+        if getattr(encoder, "packed", False):
+            latents = projector.num_latents if isinstance(projector, PerceiverConfig) else None
+            return Layout(
+                encoder.item_shape[1:],
+                tokens=projector.num_tokens if projector else lambda patches: patches,
+                entries=lambda grid, original_size: math.prod(grid),
+                packed=True,
+                axes=functools.partial(self._axes, port) if latents is None else None,
+                each=latents,
+            )
+        return Layout(encoder.item_shape, tokens=lambda entries: entries * self.num_tokens(port))
+
+    @property
+    def layouts(self) -> dict[str, Layout]:
+        """`layout` of every port."""
+        return {port: self.layout(port) for port in self.encoders}
+
+    @property
+    def plan_options(self) -> dict[str, Any]:
+        """What a processor must know of the model beside its counts: fields of `TokenPlan`."""
+        return {
+            "layouts": self.layouts,
+            "axes": bool(getattr(self.backbone, "rope_sections", ())),
+            "bidirectional": self.bidirectional,
+        }
+
+    def _axes(self, port: str, grid: tuple[int, int, int], seconds: float | None) -> tuple[tuple[int, int, int], float]:
+        """(time, height, width) of a packed item in LLM tokens, and its positions a unit of time."""
+        factor = getattr(self.projectors.get(port), "factor", 1)
+        step = 1.0
+        if self.positions_per_second is not None and port == "video":
+            step = self.positions_per_second * (1.0 if seconds is None else seconds)
+        return (grid[0], grid[1] // factor, grid[2] // factor), step
+
+
+# The last few trees of shapes by what their model says of itself, see `MultimodalLM.param_shapes`.
+_SHAPES: dict[str, Any] = {}
 
 
 class Output(NamedTuple):
@@ -101,9 +214,9 @@ class MultimodalLM:
         check_remat(self.remat)
 
     @functools.cached_property
-    def backbone(self) -> Decoder:
+    def backbone(self) -> nn.Module:
         """The LLM's module."""
-        return Decoder(self.config.backbone, jnp.dtype(self.dtype), self.remat)
+        return BACKBONES[type(self.config.backbone)](self.config.backbone, jnp.dtype(self.dtype), self.remat)
 
     def encoder(self, port: str) -> nn.Module:
         """The encoder's module of a port."""
@@ -123,12 +236,17 @@ class MultimodalLM:
         tokens = jnp.zeros((1, 1), jnp.int32)
         params = {"backbone": self.backbone.init(next(keys), tokens, method="create")["params"]}
         for port, config in self.config.encoders.items():
-            encoder, projector = self.encoder(port), self.projector(port)
+            if port in self.config.shared:
+                continue
+            encoder = self.encoder(port)
             items = jnp.zeros((1, *config.item_shape))
             features = Media(jnp.zeros((1, config.num_tokens(), config.feature_width)), stage="encoded")
-            encoded = encoder.init(next(keys), items, method="create")["params"]
-            params.setdefault("encoders", {})[port] = encoded
-            params.setdefault("projectors", {})[port] = projector.init(next(keys), features)["params"]
+            encoded = encoder.init(next(keys), items, method="create").get("params")
+            if encoded:  # there are none where patches go to the projector as they are
+                params.setdefault("encoders", {})[port] = encoded
+            if port in self.config.projectors and port not in self.config.shared_projectors:
+                made = self.projector(port).init(next(keys), features)["params"]
+                params.setdefault("projectors", {})[port] = made
         return params
 
     def init(self, rng: jax.Array) -> dict[str, Any]:
@@ -138,7 +256,13 @@ class MultimodalLM:
 
     def param_shapes(self) -> dict[str, Any]:
         """The tree of `jax.ShapeDtypeStruct` that `init` would give, without computing anything."""
-        return jax.eval_shape(self.init, jax.random.key(0))
+        # Tracing a whole model takes seconds, and loading, checking and writing one each ask.
+        key = repr(self)
+        if key not in _SHAPES:
+            while len(_SHAPES) >= 8:
+                del _SHAPES[next(iter(_SHAPES))]
+            _SHAPES[key] = jax.eval_shape(self.init, jax.random.key(0))
+        return jax.tree.map(lambda leaf: leaf, _SHAPES[key])
 
     def param_axes(self) -> dict[str, Any]:
         """The tree of tuples of logical axis names (or None), one name a dimension."""
@@ -153,7 +277,8 @@ class MultimodalLM:
 
     def encode(self, params: dict[str, Any], port: str, media: Media) -> Media:
         """Raw media of one port -> features, stage "encoded"."""
-        return self.encoder(port).apply({"params": params["encoders"][port]}, media)
+        owner = self.config.shared.get(port, port)
+        return self.encoder(port).apply({"params": params.get("encoders", {}).get(owner, {})}, media)
 
     def encode_media(
         self, params: dict[str, Any], media: Mapping[str, Media], rng: jax.Array | None = None
@@ -170,10 +295,13 @@ class MultimodalLM:
             check_choice("media port", port, tuple(self.config.encoders))
             if item.stage == "raw":
                 item = self.encode(params, port, item)
+            if item.stage == "encoded" and port not in self.config.projectors:
+                item = item.replace(stage="projected")
             if item.stage == "encoded":
                 rngs = {} if rng is None else {"dropout": jax.random.fold_in(rng, number)}
-                variables = {"params": params["projectors"][port]}
-                item = self.projector(port).apply(variables, item, rng is not None, rngs=rngs)
+                owner = {**self.config.shared, **self.config.shared_projectors}.get(port, port)
+                variables = {"params": params["projectors"][owner]}
+                item = arrange(self.projector(port).apply(variables, item, rng is not None, rngs=rngs))
             out[port] = item
         return out
 
@@ -186,11 +314,11 @@ class MultimodalLM:
         media: Mapping[str, Media] | None = None,
         media_owner: jax.Array | None = None,
     ) -> jax.Array:
-        """Token embeddings with the projected media in place, [B, T, D].
+        """Token embeddings with the projected media in place, [B, T, D], or as wide as the media are.
 
         The one fusion at token level: where `media_index` is not -1, row `media_index` of the owner's media.
         """
-        media = media or {}
+        media = {port: item for port, item in (media or {}).items() if port not in self.config.inside}
         tokens = jnp.asarray(text.tokens)
         if text.media_index is None or not media:
             return self._backbone(params, "embed", tokens)
@@ -201,6 +329,9 @@ class MultimodalLM:
         if media_owner is not None:
             rows = rows[jnp.asarray(media_owner)]
         placed = jnp.take_along_axis(rows, jnp.maximum(index, 0)[..., None], axis=1, mode="clip")
+        # Media may hold more than stands in the text, see `DeepStack`: text has nothing there.
+        more = placed.shape[-1] - embedded.shape[-1]
+        embedded = jnp.pad(embedded, ((0, 0), (0, 0), (0, more))) if more else embedded
         return jnp.where(index[..., None] < 0, embedded, placed.astype(embedded.dtype))
 
     def forward(
@@ -210,11 +341,75 @@ class MultimodalLM:
         media: Mapping[str, Media] | None = None,
         media_owner: jax.Array | None = None,
     ) -> jax.Array:
-        """Final-normed hidden states [B, T, D] of whole sequences; `media` are projected already."""
-        text = texts["text"]
+        """Hidden states [B, T, D], as the output layer reads them, of whole sequences; `media` are projected already.
+
+        Those of the stream that is written, see `MultimodalLMConfig.streams`; an encoder-decoder has the media in
+        its query.
+        """
+        text = texts[self.config.streams[-1]]
+        memory = self.inside(text, media, media_owner)
+        if "query" in self.config.streams:
+            query = texts["query"]
+            memory = self.read(params, query, media, media_owner), cross_mask(text, query)
+            media = None
         embeddings = self.embed(params, text, media, media_owner)
-        hidden, _ = self.step(params, embeddings, jnp.asarray(text.positions), attention_mask(text))
+        positions, mask = jnp.asarray(text.positions), attention_mask(text)
+        hidden, _ = self.step(params, embeddings, positions, mask, memory=memory, is_media=self.is_media(text))
         return hidden
+
+    def is_media(self, text: TextStream) -> jax.Array | None:
+        """bool [B, T], which tokens of a text are of media, where the backbone treats them otherwise; else None."""
+        fusion = getattr(self.config.backbone, "fusion", None)
+        if not isinstance(fusion, VisualExpertConfig) or text.media_index is None:
+            return None
+        return jnp.asarray(text.media_index) >= 0
+
+    def read(
+        self,
+        params: dict[str, Any],
+        query: TextStream,
+        media: Mapping[str, Media] | None = None,
+        media_owner: jax.Array | None = None,
+    ) -> jax.Array:
+        """What an encoder-decoder's encoder makes of a query [B, S] and projected media: the memory [B, S, D]."""
+        embeddings = self.embed(params, query, media, media_owner)
+        positions, mask = jnp.asarray(query.positions), cross_mask(query, query)
+        return self._backbone(params, "encode", embeddings, positions, mask)
+
+    def inside(
+        self, text: TextStream, media: Mapping[str, Media] | None = None, media_owner: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array] | None:
+        """What is read inside the backbone: media tokens [B, N, D], and bool [B, T, N], which token sees which.
+
+        None where there are no such media. `media_attention` of the text numbers their items, port after port; without
+        it a token sees all of its row.
+        """
+        ports = [port for port in self.config.inside if port in (media or {})]
+        if not ports:
+            return None
+        owner = None if media_owner is None else jnp.asarray(media_owner)
+        values, items, start = [], [], 0
+        for port in ports:
+            tokens, numbers = media[port].values, media[port].segment_ids
+            each = self.config.layout(port).per_entry if numbers is None or len(ports) > 1 else 1
+            if numbers is None:
+                numbers = jnp.broadcast_to(jnp.arange(tokens.shape[1]) // each + 1, tokens.shape[:2])
+            values.append(tokens)
+            items.append(jnp.where(jnp.asarray(numbers) > 0, jnp.asarray(numbers) + start, 0))
+            start += tokens.shape[1] // each
+        tokens, item = jnp.concatenate(values, axis=1), jnp.concatenate(items, axis=1)
+        if owner is not None:
+            tokens, item = tokens[owner], item[owner]
+        seen = jnp.broadcast_to((item > 0)[:, None], (item.shape[0], text.tokens.shape[1], item.shape[1]))
+        if text.media_attention is not None:
+            allowed = jnp.asarray(text.media_attention)
+            at = jnp.broadcast_to(jnp.maximum(item - 1, 0)[:, None], seen.shape)
+            seen &= jnp.take_along_axis(allowed, at, axis=2, mode="fill", fill_value=False)
+        return tokens, seen
+
+    def cross_keys(self, params: dict[str, Any], memory: jax.Array) -> Any:
+        """What the layers read of a memory, made once for all steps, see `cross_keys` of the backbone."""
+        return self._backbone(params, "cross_keys", memory)
 
     def step(
         self,
@@ -224,9 +419,16 @@ class MultimodalLM:
         mask: jax.Array,
         cache: Any = None,
         cache_index: jax.Array | int = 0,
+        memory: tuple[Any, jax.Array] | None = None,
+        is_media: jax.Array | None = None,
     ) -> tuple[jax.Array, Any]:
-        """The backbone on embeddings [B, T, D]; arguments and results as `Decoder.__call__`."""
-        return self._backbone(params, "__call__", embeddings, positions, mask, cache, cache_index)
+        """The backbone on embeddings [B, T, D]; arguments and results as `Decoder.__call__`.
+
+        `memory` is an encoder-decoder's memory, or what `inside` gives (or `cross_keys` of either), and its mask.
+        `is_media` is what `is_media` gives.
+        """
+        given = embeddings, positions, mask, cache, cache_index, *(memory or ())
+        return self._backbone(params, "__call__", *given, **({} if is_media is None else {"is_media": is_media}))
 
     def logits(self, params: dict[str, Any], hidden: jax.Array) -> jax.Array:
         """Hidden states [..., D] -> float32 logits [..., V]."""
@@ -242,5 +444,5 @@ class MultimodalLM:
         hidden = self.forward(params, batch.texts, media, batch.media_owner)
         return Output(self.logits(params, hidden), hidden)
 
-    def _backbone(self, params: dict[str, Any], method: str, *args) -> Any:
-        return self.backbone.apply({"params": params["backbone"]}, *args, method=method)
+    def _backbone(self, params: dict[str, Any], method: str, *args, **options) -> Any:
+        return self.backbone.apply({"params": params["backbone"]}, *args, method=method, **options)

@@ -67,6 +67,8 @@ def fails(arguments, capsys):
         (["trian"], ["'trian'", '"train"', "export"]),
         (["chat", "m", "--tmperature", "1"], ["'--tmperature'", '"--temperature"', "mmjax chat --help"]),
         (["systems", "--config.a=1"], ["'--config.a=1'"]),
+        (["systems", "llava_15"], ["'llava_15'", '"llava_1_5"']),
+        (["systems", "llava:9b"], ["'9b'", "7b", "13b"]),
         (["train", "--config", "llava_1_5:7b"], ["--workdir"]),
         (["train", "--config", "llava15:7b", "--workdir", "w"], ["'llava15'", '"llava_1_5"']),
         (["train", "--config", "demo", "--workdir", "w"], ["program of its own", "mmjax demo --workdir"]),
@@ -125,6 +127,18 @@ def test_systems_as_text_and_as_json(capsys):
     assert "llava_1_5:13b" in text and "modality encoder" in text and "verified" in text
     assert cli.main(["systems", "--json"]) == 0
     assert json.loads(capsys.readouterr().out).keys() == configs.SYSTEMS.keys()
+
+
+def test_one_system_is_counted(capsys):
+    assert cli.main(["systems", "llava_1_5:7b"]) == 0
+    text = capsys.readouterr().out
+    for words in ("7,063,427,072", "576 of one item, image of 336 x 336 pixels", "encoders/image, parameters"):
+        assert words in text
+    assert cli.main(["systems", "blip_2:flan_t5_xl", "--json"]) == 0
+    (counts,) = json.loads(capsys.readouterr().out)["blip_2"]["counted"].values()
+    assert counts["tokens"] == {"image": 32} and counts["parameters"]["total"] == sum(
+        number for part, number in counts["parameters"].items() if part != "total"
+    )
 
 
 def test_print_config_shows_overrides_and_trains_nothing(capsys, tmp_path):

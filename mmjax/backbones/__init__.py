@@ -1,5 +1,9 @@
-"""LLM backbones."""
+"""LLM backbones: which module runs which config."""
 
-from mmjax.backbones.decoder import DecoderConfig
+import flax.linen as nn
 
-BackboneConfig = DecoderConfig
+from mmjax.backbones.decoder import Decoder, DecoderConfig
+from mmjax.backbones.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+
+BackboneConfig = DecoderConfig | EncoderDecoderConfig
+BACKBONES: dict[type, type[nn.Module]] = {DecoderConfig: Decoder, EncoderDecoderConfig: EncoderDecoder}

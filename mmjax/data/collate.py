@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mmjax.data.contracts import Batch, Media, TextStream
+from mmjax.data.items import Room, arranged, stack_items
 from mmjax.data.token_plan import Bucket, Sample, TokenPlan, TokenPlanError
 
 
@@ -44,8 +45,8 @@ def collate(
     _check_fit(samples, bucket)
     shape = (rows, bucket.length)
     tokens = np.full(shape, pad_id, np.int32)
-    positions, segment_ids = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-    groups = np.zeros(shape, np.int32)
+    positions, segment_ids = np.zeros((*shape, 3) if plan.axes else shape, np.int32), np.zeros(shape, np.int32)
+    groups, both_ways = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     loss_weights = np.zeros(shape, np.float32)
     media_index = np.full(shape, -1, np.int32)
     starts = _port_starts(samples, plan, bucket)
@@ -58,6 +59,8 @@ def collate(
         media_index[b, :end] = _shift_ports(sample, plan, starts)
         if sample.attend_group is not None:
             groups[b, :end] = sample.attend_group
+        if sample.bidirectional_group is not None:
+            both_ways[b, :end] = sample.bidirectional_group
     text = TextStream(
         tokens=tokens,
         positions=positions,
@@ -65,9 +68,15 @@ def collate(
         loss_weights=loss_weights,
         media_index=media_index,
         attend_group=groups if bucket.grouped else None,
+        bidirectional_group=None if plan.bidirectional == "none" else both_ways,
         loss_positions=target_positions(loss_weights, bucket.targets),
     )
-    media = {port: _stack(samples, plan, port, rows, items) for port, items in bucket.items if items}
+    media = {}
+    for port, items in bucket.items:
+        if items and port in dict(bucket.entries):
+            media[port] = _spread(samples, plan, port, rows, bucket)
+        elif items:
+            media[port] = _stack(samples, plan, port, rows, items)
     return Batch(texts={"text": text}, media=media)
 
 
@@ -105,6 +114,9 @@ def _port_starts(samples: Sequence[Sample], plan: TokenPlan, bucket: Bucket) -> 
         starts[port] = row
         later = bucket.items[number + 1 :]
         if not items:
+            continue
+        if port in dict(bucket.entries):
+            row += plan.layouts[port].row_tokens(_room(bucket, port))
             continue
         owners = {count: sample for sample in samples for count in sample.item_tokens.get(port, ())}
         if len(owners) > 1:
@@ -147,7 +159,7 @@ def _stack(samples: Sequence[Sample], plan: TokenPlan, port: str, rows: int, ite
         for i, size in enumerate(sample.media_sizes.get(port, ())):
             original_size[b, i] = size.original_size or 0
             grid[b, i] = size.grid or 0
-    encoded = len(shape) == 2
+    encoded = len(shape) == 2 and not _is_item(shape, plan, port)
     return Media(
         values=values.reshape(rows, items * shape[0], shape[1]) if encoded else values,
         segment_ids=np.repeat(segments, shape[0], axis=1) if encoded else segments,
@@ -155,6 +167,34 @@ def _stack(samples: Sequence[Sample], plan: TokenPlan, port: str, rows: int, ite
         original_size=original_size,
         stage="encoded" if encoded else "raw",
     )
+
+
+def _room(bucket: Bucket, port: str) -> Room:
+    return Room(dict(bucket.entries)[port], dict(bucket.items)[port], bucket.length)
+
+
+def _spread(samples: Sequence[Sample], plan: TokenPlan, port: str, rows: int, bucket: Bucket) -> Media:
+    """Media of a port whose items are several entries, or patches."""
+    layout, items = plan.layouts[port], []
+    for sample in samples:
+        arrays, sizes = sample.media.get(port, ()), sample.media_sizes.get(port, ())
+        counts = sample.item_tokens.get(port, ())
+        if len(arrays) != len(counts):
+            raise TokenPlanError(f"{sample.name}: {len(counts)} {port} item(s) but {len(arrays)} array(s)")
+        for array, size in zip(arrays, sizes, strict=True):
+            planned = layout.entries(size.grid, size.original_size)
+            if array.shape != (planned, *layout.item_shape):
+                raise TokenPlanError(
+                    f"{sample.name}: {port} item of shape {list(array.shape)}; planned was "
+                    f"{[planned, *layout.item_shape]}"
+                )
+        items.append([arranged(*item, layout) for item in zip(arrays, counts, sizes, strict=True)])
+    items += [[]] * (rows - len(samples))
+    if not any(items):
+        values = np.zeros((rows, _room(bucket, port).entries, *layout.item_shape), np.float32)
+        grid = np.zeros((rows, _room(bucket, port).items, 3), np.int32)
+        return Media(values, np.zeros(values.shape[:2], np.int32), grid if layout.packed else None)
+    return stack_items(items, _room(bucket, port), layout)
 
 
 def _item_shape(samples: Sequence[Sample], plan: TokenPlan, port: str) -> tuple[int, ...] | None:
@@ -171,9 +211,16 @@ def _item_shape(samples: Sequence[Sample], plan: TokenPlan, port: str) -> tuple[
                 raise TokenPlanError(
                     f"{sample.name}: {port} item of shape {list(array.shape)}; {owner} has {list(shape)}"
                 )
-            if array.ndim not in (2, 3) or not np.issubdtype(array.dtype, np.floating):
+            fits = array.ndim in (2, 3) or _is_item(array.shape, plan, port)
+            if not fits or not np.issubdtype(array.dtype, np.floating):
                 raise TokenPlanError(
                     f"{sample.name}: {port} item is {array.dtype} {list(array.shape)}; "
                     "expected floats, [H, W, 3] raw or [N, D] encoded"
                 )
     return shape
+
+
+def _is_item(shape: tuple[int, ...], plan: TokenPlan, port: str) -> bool:
+    """Whether that is a raw item as the port's encoder takes it, such as a spectrogram, not features of one."""
+    layout = plan.layouts.get(port)
+    return layout is not None and tuple(shape) == tuple(layout.item_shape)

@@ -34,11 +34,16 @@ class Media:
             packed native-resolution patches [B, N, patch features]. Stages "encoded" and "projected":
             [B, N, D].
         segment_ids: int32 number of the item that each position belongs to, from 1; 0 is padding. [B, I]
-            when `values` has an item axis, else [B, N]. None means that nothing is padding.
+            when `values` has an item axis, else [B, N]. None means that nothing is padding. An item of several
+            tiles or frames is several places of that axis with one number.
         grid: int32 [B, I, 3], the (time, height, width) of each item in patches.
         original_size: int32 [B, I, 2], height and width of each item in pixels before processing.
         text: a TextStream that the projector reads (InstructBLIP's Q-Former).
         extra_features: mapping of name -> features of other layers, or of a second view, or pooled.
+        order: int32 [B, M] or [B, M, K], which of the N projected tokens each of the M tokens for the LLM is made
+            of (tiles put together, padding left out, rows ended by a learned token); -1 is padding. None: all N
+            as they come.
+        order_weights: float32 [B, M, K], how much of each; None with [B, M].
         stage: "raw", "encoded" (has been through the encoder) or "projected" (is in the LLM's width).
     """
 
@@ -48,6 +53,8 @@ class Media:
     original_size: Any = None
     text: Any = None
     extra_features: Any = None
+    order: Any = None
+    order_weights: Any = None
     stage: str = "raw"
 
     def replace(self, **changes) -> "Media":

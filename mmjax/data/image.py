@@ -190,6 +190,17 @@ class ImageProcessor:
             return self.size["shortest_edge"], self.size["shortest_edge"]
         return None
 
+    @property
+    def item_shape(self) -> tuple[int, ...] | None:
+        """Shape of every output, or None where it depends on the image."""
+        size = self.output_size()
+        return None if size is None else (*size, 3)
+
+    @staticmethod
+    def size_of(image: Image.Image) -> tuple[None, tuple[int, int]]:
+        """No grid, and (height, width) in pixels, of what `open` gave."""
+        return None, (image.height, image.width)
+
     def open(self, source: Any, name: str = "") -> Image.Image:
         """`open_image` with this recipe's options."""
         return open_image(source, name, self.max_pixels, self.alpha)

@@ -11,12 +11,13 @@ import numpy as np
 
 from mmjax.data.chat_template import MediaSpan, encode_branches, encode_conversation, encode_plain
 from mmjax.data.conversation import Conversation, MediaPart, parse_record
-from mmjax.data.image import ImageError, ImageProcessor
-from mmjax.data.token_plan import MediaSize, Sample, TokenPlan, TokenPlanError
+from mmjax.data.items import Layout, MediaSize
+from mmjax.data.recipes import Recipe, recipe_from_hf
+from mmjax.data.token_plan import Sample, TokenPlan, TokenPlanError
 from mmjax.data.tokenizer import Tokenizer, load_tokenizer
 
 OWN_FILE = "mmjax_processor.json"
-_PLAN_FIELDS = ("lengths", "items", "targets", "too_long", "grouped")
+_PLAN_FIELDS = ("lengths", "items", "targets", "too_long", "grouped", "entries")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +32,12 @@ class Processor:
         placeholders: port -> what the chat template prints where an item stands, for instance "<image>".
         media_tokens: port -> the id that stands for the port's media, all ports in the config's order.
         count: (port, grid, original_size) -> tokens of an item; the model's `num_tokens`.
-        lengths, items, targets, too_long, grouped: see `TokenPlan`.
+        lengths, items, targets, too_long, grouped, layouts, entries, axes, bidirectional: see `TokenPlan`; the
+            model's config has the layouts and says whether positions have axes and what sees each other both ways.
     """
 
     tokenizer: Tokenizer
-    images: Mapping[str, ImageProcessor]
+    images: Mapping[str, Recipe]
     template: str | None
     placeholders: Mapping[str, str]
     media_tokens: Mapping[str, int]
@@ -45,6 +47,10 @@ class Processor:
     targets: tuple[int, ...] = ()
     too_long: Literal["error", "skip", "truncate"] = "error"
     grouped: bool = False
+    layouts: Mapping[str, Layout] = dataclasses.field(default_factory=dict)
+    entries: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    axes: bool = False
+    bidirectional: Literal["none", "prefix", "item"] = "none"
 
     def __post_init__(self):
         for port in (*self.images, *self.placeholders):
@@ -54,11 +60,14 @@ class Processor:
     @property
     def plan(self) -> TokenPlan:
         """The token plan that samples are made with; hand the same one to `collate` and the pipeline."""
-        sizes = {port: images.output_size() for port, images in self.images.items()}
+        shapes = {port: recipe.item_shape for port, recipe in self.images.items()}
         return TokenPlan(
             count=self.count,
             media_tokens=self.media_tokens,
-            item_shapes={port: (*size, 3) for port, size in sizes.items() if size is not None},
+            item_shapes={port: shape for port, shape in shapes.items() if shape is not None},
+            layouts=self.layouts,
+            axes=self.axes,
+            bidirectional=self.bidirectional,
             **{name: getattr(self, name) for name in _PLAN_FIELDS},
         )
 
@@ -122,16 +131,19 @@ class Processor:
         if template is not None:
             (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
         recipes = {port: images.to_hf() for port, images in self.images.items()}
-        if recipes:
-            first = recipes.get("image") or next(iter(recipes.values()))
-            _write_json(directory / "preprocessor_config.json", first)
+        if "video" in recipes:
+            _write_json(directory / "video_preprocessor_config.json", recipes["video"])
+        others = [recipe for port, recipe in recipes.items() if port != "video"]
+        if others:
+            _write_json(directory / "preprocessor_config.json", recipes.get("image") or others[0])
         own = {
             "images": recipes,
             "placeholders": dict(self.placeholders),
             "media_tokens": dict(self.media_tokens),
         }
         own |= {name: getattr(self, name) for name in _PLAN_FIELDS}
-        own["items"] = {port: list(ladder) for port, ladder in self.items.items()}
+        for name in ("items", "entries"):
+            own[name] = {port: list(ladder) for port, ladder in getattr(self, name).items()}
         _write_json(directory / OWN_FILE, own)
 
     def _encode(self, conversation: Conversation, add_generation_prompt: bool, mode: str) -> Sequence:
@@ -148,8 +160,8 @@ class Processor:
     def _open(self, part: MediaPart, item: int, name: str) -> tuple[Any, MediaSize]:
         label = f"{name}: {part.port} {item}"
         if part.port in self.images:
-            image = self.images[part.port].open(part.source, label)
-            return image, MediaSize(None, (image.height, image.width))
+            opened = self.images[part.port].open(part.source, label)
+            return opened, MediaSize(*self.images[part.port].size_of(opened))
         if part.port not in self.media_tokens:
             raise TokenPlanError(
                 f"{label}: the model has no port {part.port!r}, only {list(self.media_tokens)}"
@@ -180,7 +192,7 @@ def load_processor(
         tokenizer, media_tokens, placeholders, template: used instead of what the directory says. A
             transformers directory says the placeholder in `image_token`, else it is "<image>", and its id is
             the media token.
-        plan_options: `lengths`, `items`, `targets`, `too_long`, `grouped` of `TokenPlan`.
+        plan_options: fields of `TokenPlan`.
 
     Raises:
         FileNotFoundError: no such directory, or no tokenizer in it.
@@ -191,21 +203,17 @@ def load_processor(
     if tokenizer is None:
         raise FileNotFoundError(f"{directory}: no tokenizer.json and no tokenizer.model")
     own = _read_json(directory / OWN_FILE)
-    recipes = own["images"] if own else {}
-    if not own:
-        for name in ("preprocessor_config.json", "processor_config.json"):
-            config = _read_json(directory / name)
-            if config and (name == "preprocessor_config.json" or "image_processor" in config):
-                recipes = {"image": config}
-                break
+    recipes = own["images"] if own else _recipes_in(directory)
     try:
-        images = {port: ImageProcessor.from_hf(recipe) for port, recipe in recipes.items()}
-    except (ImageError, KeyError, TypeError) as error:
+        images = {port: recipe_from_hf(recipe, port) for port, recipe in recipes.items()}
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{directory}: {error}") from error
     if placeholders is None:
-        printed = _read_json(directory / "processor_config.json").get("image_token")
-        printed = printed or tokenizer.named_tokens.get("image_token") or "<image>"
-        placeholders = own["placeholders"] if own else dict.fromkeys(images, printed)
+        printed = _read_json(directory / "processor_config.json")
+        names = {port: f"{port}_token" for port in images}
+        placeholders = own["placeholders"] if own else {
+            port: printed.get(name) or tokenizer.named_tokens.get(name) or f"<{port}>" for port, name in names.items()
+        }  # fmt: skip
     if media_tokens is None:
         media_tokens = own["media_tokens"] if own else _token_ids(placeholders, tokenizer, directory)
     options = {name: _tuples(own[name]) for name in _PLAN_FIELDS if name in own}
@@ -214,6 +222,21 @@ def load_processor(
     return Processor(
         tokenizer, images, template, placeholders, media_tokens, count, **{**options, **plan_options}
     )
+
+
+def _recipes_in(directory: Path) -> dict[str, Any]:
+    """port -> what says its recipe, in the files that transformers' processors write."""
+    whole = _read_json(directory / "processor_config.json")
+    alone = _read_json(directory / "preprocessor_config.json")
+    sound = "sampling_rate" in alone
+    found = {
+        "image": {} if sound else alone,
+        "video": _read_json(directory / "video_preprocessor_config.json"),
+        "audio": alone if sound else {},
+    }
+    for port, key in (("image", "image_processor"), ("video", "video_processor"), ("audio", "feature_extractor")):
+        found[port] = found[port] or whole.get(key) or {}
+    return {port: config for port, config in found.items() if config}
 
 
 def _token_ids(placeholders: Mapping[str, str], tokenizer: Tokenizer, directory: Path) -> dict[str, int]:

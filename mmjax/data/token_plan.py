@@ -8,29 +8,18 @@ compiles once for each shape and never again.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
+from mmjax.data.bidirectional import KINDS, item_group, prefix_group
 from mmjax.data.chat_template import MediaSpan, Span
-
-
-class TokenPlanError(ValueError):
-    """A sample whose text and media do not fit together; the message names the sample and both counts."""
+from mmjax.data.items import Layout, MediaSize, TokenPlanError, run_of
+from mmjax.data.positions import axis_positions
 
 
 class SampleTooLong(TokenPlanError):
     """A sample that fits no bucket; the message names the sample, its length and the largest bucket."""
-
-
-class MediaSize(NamedTuple):
-    """What the counting function is told of an item, before any array exists.
-
-    grid: (time, height, width) in patches, or None. original_size: (height, width) in pixels, or None.
-    """
-
-    grid: tuple[int, int, int] | None = None
-    original_size: tuple[int, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,10 +27,11 @@ class Sample:
     """One row's worth of tokens, planned but not padded, with the media they refer to.
 
     Attributes:
-        tokens, positions, media_index: int32 [T]. media_index is -1 for text, else the row in the sample's
-            own projected tokens: ports one after the other in the plan's order, items in order.
+        tokens, positions, media_index: int32 [T]; positions [T, 3] where they have axes. media_index is -1 for
+            text, else the row in the sample's own projected tokens: ports one after the other in the plan's
+            order, items in order.
         loss_weights: float32 [T], of token t as a target; loss_weights[0] is 0, since nothing predicts it.
-        attend_group: int32 [T] or None; see `TextStream`.
+        attend_group, bidirectional_group: int32 [T] or None; see `TextStream`.
         item_tokens: port -> the number of tokens of each of its items; every port of the plan, in order.
         media_sizes: port -> one MediaSize for each item.
         media: port -> one array for each item, float [H, W, 3] raw or [N, D] encoded.
@@ -53,6 +43,7 @@ class Sample:
     loss_weights: np.ndarray
     media_index: np.ndarray
     attend_group: np.ndarray | None = None
+    bidirectional_group: np.ndarray | None = None
     item_tokens: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     media_sizes: Mapping[str, tuple[MediaSize, ...]] = dataclasses.field(default_factory=dict)
     media: Mapping[str, tuple[np.ndarray, ...]] = dataclasses.field(default_factory=dict)
@@ -87,13 +78,15 @@ class Sample:
 class Bucket:
     """The static shape of a batch: T tokens a row, I items of each port, M targets; hashable.
 
-    `grouped` says whether the batch has `attend_group`.
+    `grouped` says whether the batch has `attend_group`; `entries` how many tiles, frames or patches a row has of
+    those ports whose items are more than one entry.
     """
 
     length: int
     items: tuple[tuple[str, int], ...] = ()
     targets: int = 0
     grouped: bool = False
+    entries: tuple[tuple[str, int], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +106,12 @@ class TokenPlan:
         grouped: True gives every batch an `attend_group`; False only those that need it.
         item_shapes: port -> shape of one item's array. Needed only where a batch must hold padding items
             although none of its samples has a real one.
+        layouts: port -> how its items lie in a batch; a port without one has items of one shape that become
+            as many tokens each.
+        entries: port -> the allowed numbers of entries a row, ascending; powers of two if not given.
+        axes: whether positions have axes for time, height and width.
+        bidirectional: which tokens see each other both ways: "none", the "prefix" before a sample's first target, or
+            those of each "item"; see `MultimodalLMConfig`.
     """
 
     count: Callable[[str, Any, Any], int]
@@ -123,18 +122,25 @@ class TokenPlan:
     too_long: Literal["error", "skip", "truncate"] = "error"
     grouped: bool = False
     item_shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    layouts: Mapping[str, Layout] = dataclasses.field(default_factory=dict)
+    entries: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    axes: bool = False
+    bidirectional: Literal["none", "prefix", "item"] = "none"
 
     def __post_init__(self):
         ladders = {"lengths": self.lengths, "targets": self.targets or (1,)}
         ladders |= {f"items[{port!r}]": ladder for port, ladder in self.items.items()}
+        ladders |= {f"entries[{port!r}]": ladder for port, ladder in self.entries.items()}
         for name, ladder in ladders.items():
             if not ladder or list(ladder) != sorted(set(ladder)) or ladder[0] < 0:
                 raise TokenPlanError(f"{name} is {ladder}; wanted ascending whole numbers")
-        for port in (*self.items, *self.item_shapes):
+        for port in (*self.items, *self.item_shapes, *self.layouts, *self.entries):
             if port not in self.media_tokens:
                 raise TokenPlanError(f"port {port!r} has no media token; ports: {list(self.media_tokens)}")
         if self.too_long not in ("error", "skip", "truncate"):
             raise TokenPlanError(f'too_long is {self.too_long!r}; wanted "error", "skip" or "truncate"')
+        if self.bidirectional not in KINDS:
+            raise TokenPlanError(f"bidirectional is {self.bidirectional!r}; wanted one of {KINDS}")
 
     @property
     def ports(self) -> tuple[str, ...]:
@@ -170,7 +176,7 @@ class TokenPlan:
                 starts[port, item] = row
                 row += count
 
-        tokens, weights, rows, items, length = [], [], [], [], 0
+        tokens, weights, rows, items, runs, length = [], [], [], [], [], 0
         for span in spans:
             if isinstance(span, MediaSpan):
                 count, start = counts[span.port][span.item], starts[span.port, span.item]
@@ -178,6 +184,7 @@ class TokenPlan:
                 weights.append(np.zeros(count, np.float32))
                 rows.append(np.arange(start, start + count, dtype=np.int32))
                 items.append((length, span.port))
+                runs.append(run_of(length, count, sizes[span.port][span.item], self.layouts.get(span.port)))
             else:
                 tokens.append(np.asarray(span.ids, np.int32))
                 weights.append(np.broadcast_to(np.asarray(span.loss, np.float32), tokens[-1].shape))
@@ -186,7 +193,7 @@ class TokenPlan:
         empty = np.zeros(0, np.int32)
         sample = Sample(
             tokens=np.concatenate([empty, *tokens]),
-            positions=np.arange(length, dtype=np.int32),
+            positions=axis_positions(np.ones(length, bool), runs) if self.axes else np.arange(length, dtype=np.int32),
             loss_weights=np.concatenate([empty.astype(np.float32), *weights]),
             media_index=np.concatenate([empty, *rows]),
             item_tokens=counts,
@@ -194,6 +201,11 @@ class TokenPlan:
             name=name,
         )
         sample.loss_weights[:1] = 0
+        if self.bidirectional != "none":
+            group = item_group(length, runs)
+            if self.bidirectional == "prefix":
+                group = prefix_group(np.ones(length, bool), sample.loss_weights != 0)
+            sample = dataclasses.replace(sample, bidirectional_group=group)
         if len(sample) > self.lengths[-1] and self.too_long == "truncate":
             if branch:
                 raise SampleTooLong(self._too_long(sample) + "; a branch is not truncated")
@@ -211,6 +223,12 @@ class TokenPlan:
                 raise SampleTooLong(
                     f"{sample.name}: {len(counts)} {port} items, more than the largest bucket of {most}"
                 )
+        for port in self.spread:
+            count, most = self.count_entries(sample, port), self.entries.get(port, (1 << 62,))[-1]
+            if count > most:
+                raise SampleTooLong(
+                    f"{sample.name}: {count} entries of {port} items, more than the largest bucket of {most}"
+                )
         most = self._targets(self.lengths[-1])[-1]
         if sample.num_targets > most:
             raise SampleTooLong(
@@ -227,7 +245,8 @@ class TokenPlan:
         weighted sum of losses is that of the K separate rows.
 
         Raises:
-            TokenPlanError: the branches' media differ, or some item is shown by no branch.
+            TokenPlanError: the branches' media differ, or some item is shown by no branch; or what stands before
+                the first target sees all of itself, so that a common prefix would see into every branch.
             SampleTooLong: the merged sample fits no bucket; it is never truncated.
         """
         first = samples[0]
@@ -243,6 +262,11 @@ class TokenPlan:
             )
         if len(samples) == 1:
             return first
+        if self.bidirectional == "prefix":
+            raise TokenPlanError(
+                f"{first.name}: its {len(samples)} branches cannot share a prefix: this model's prefix sees what "
+                'follows it up to the first target (bidirectional "prefix"), so it is another one in each branch'
+            )
         prefix = min(map(len, samples))
         for other in samples[1:]:
             same = (first.tokens[:prefix] == other.tokens[:prefix]) & (
@@ -267,6 +291,7 @@ class TokenPlan:
             loss_weights=weights,
             media_index=join("media_index"),
             attend_group=np.concatenate(groups),
+            bidirectional_group=None if first.bidirectional_group is None else join("bidirectional_group"),
         )
         self.check(merged)
         return merged
@@ -291,12 +316,38 @@ class TokenPlan:
         )
         targets = _smallest(self._targets(length), max((sample.num_targets for sample in samples), default=0))
         grouped = self.grouped or any(sample.attend_group is not None for sample in samples)
-        return Bucket(length, items, targets, grouped)
+        entries = tuple(
+            (port, self._entries(port, max((self.count_entries(s, port) for s in samples), default=0)))
+            for port in self.spread
+        )
+        return Bucket(length, items, targets, grouped, entries)
 
     def largest_bucket(self) -> Bucket:
         """The one shape that holds every sample, for batches whose shape must not depend on their samples."""
         items = tuple((port, self._items(port)[-1]) for port in self.ports)
-        return Bucket(self.lengths[-1], items, self._targets(self.lengths[-1])[-1], self.grouped)
+        entries = tuple((port, self.entries[port][-1]) for port in self.spread if port in self.entries)
+        if len(entries) < len(self.spread):
+            raise TokenPlanError(
+                f"a batch of one shape needs entries for {', '.join(p for p in self.spread if p not in self.entries)}"
+            )
+        return Bucket(self.lengths[-1], items, self._targets(self.lengths[-1])[-1], self.grouped, entries)
+
+    @property
+    def spread(self) -> tuple[str, ...]:
+        """The ports whose items may be several entries, or patches."""
+        return tuple(p for p in self.ports if p in self.layouts and (self.layouts[p].packed or self.layouts[p].arrange))
+
+    def count_entries(self, sample: Sample, port: str) -> int:
+        """Entries of a sample's items of a port."""
+        sizes = sample.media_sizes.get(port, ())
+        return sum(self.layouts[port].entries(size.grid, size.original_size) for size in sizes)
+
+    def _entries(self, port: str, count: int) -> int:
+        """The smallest allowed number of entries that holds `count`."""
+        if port in self.entries:
+            return _smallest(self.entries[port], count)
+        least = 64 if self.layouts[port].packed else 1
+        return 0 if not count else max(least, 1 << (count - 1).bit_length())
 
     def _items(self, port: str) -> tuple[int, ...]:
         return self.items.get(port, (0, 1, 2, 4, 8))
@@ -371,6 +422,7 @@ class TokenPlan:
             positions=sample.positions[:cut],
             loss_weights=sample.loss_weights[:cut],
             media_index=np.where(index >= 0, index - shift, -1).astype(np.int32),
+            bidirectional_group=None if sample.bidirectional_group is None else sample.bidirectional_group[:cut],
             item_tokens={port: sample.item_tokens[port][: kept[port]] for port in self.ports},
             media_sizes={port: sample.media_sizes[port][: kept[port]] for port in self.ports},
         )

@@ -20,15 +20,40 @@ def packed_places(
         int [B, N] each: row, column, rows of the image, columns of the image. Padding is at the first place
         of the first item.
     """
+    place, _, rows, columns = _in_frames(segments, grid)
+    return place // columns, place % columns, rows, columns
+
+
+def block_places(
+    segments: jax.Array, grid: jax.Array, factor: int
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
+    """The place of each patch in its frame; patches of a frame lie square by square of `factor` x `factor`.
+
+    Args:
+        segments, grid: as in `packed_places`; `factor` divides rows and columns.
+        factor: side of a square.
+
+    Returns:
+        int [B, N] each: row, column, rows of the frame, columns of the frame, where in the packed row it begins.
+    """
+    place, start, rows, columns = _in_frames(segments, grid)
+    square, inside = place // factor**2, place % factor**2
+    across = jnp.maximum(columns // factor, 1)
+    row = square // across * factor + inside // factor
+    return row, square % across * factor + inside % factor, rows, columns, start
+
+
+def _in_frames(segments: jax.Array, grid: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """int [B, N] each: number of the patch in its frame, where that begins, rows and columns; padding at the first."""
     item = jnp.maximum(segments - 1, 0)
     rows, columns = (
         jnp.maximum(jnp.take_along_axis(grid[..., axis], item, axis=1), 1) for axis in (1, 2)
     )
     first = jnp.argmax(segments[:, :, None] == segments[:, None, :], axis=-1)
-    place = jnp.where(segments > 0, jnp.arange(segments.shape[1]) - first, 0)
+    index = jnp.arange(segments.shape[1])
     # An item of several frames repeats the places of a frame.
-    place = place % (rows * columns)
-    return place // columns, place % columns, rows, columns
+    place = jnp.where(segments > 0, (index - first) % (rows * columns), 0)
+    return place, jnp.where(segments > 0, index - place, 0), rows, columns
 
 
 def item_mask(segments: jax.Array) -> jax.Array:

@@ -2,14 +2,17 @@
 
 "bicubic": Keys' filter with a = -0.75, edges repeated (ViT, DINOv2, EVA). "bicubic_antialias": the filter with
 a = -0.5, widened where the grid shrinks, cut off and renormalised at the edges (DINOv2 with registers).
-"bilinear_antialias": the triangle filter in the same way (SigLIP 2). Pixel centres are at half integers. All
-three give what torch.nn.functional.interpolate gives (Keys, 1981, "Cubic convolution interpolation").
+"bilinear_antialias": the triangle filter in the same way (SigLIP 2). Pixel centres are at half integers.
+"bilinear_corners": between the two nearest, corners on corners (Qwen3-VL). These give what
+torch.nn.functional.interpolate gives (Keys, 1981, "Cubic convolution interpolation"). "floor": the one place whose
+share of the axis the new place's own share begins in (Idefics2).
 """
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-METHODS = ("bicubic", "bicubic_antialias", "bilinear_antialias")
+METHODS = ("bicubic", "bicubic_antialias", "bilinear_antialias", "bilinear_corners", "floor")
 
 
 def _cubic(x: jax.Array, a: float) -> jax.Array:
@@ -31,6 +34,14 @@ def axis_weights(index: jax.Array, length: jax.Array | int, source: int, method:
     Returns:
         float32 [..., source]; the weights of a place add up to 1.
     """
+    if method == "floor":
+        # In float32 and with the reciprocal, as checkpoints were trained: whole numbers differ on long axes.
+        share = jnp.minimum(jnp.asarray(index, jnp.float32) * (1 / jnp.asarray(length, jnp.float32)), 1 - 1e-6)
+        bounds = (np.arange(1, source) / source).astype(np.float32)
+        return jax.nn.one_hot(jnp.sum(share[..., None] >= bounds, axis=-1), source)
+    if method == "bilinear_corners":
+        center = jnp.asarray(index, jnp.float32) * (source - 1) / jnp.maximum(jnp.asarray(length) - 1, 1)
+        return jnp.maximum(1 - jnp.abs(jnp.arange(source) - center[..., None]), 0)
     scale = source / jnp.asarray(length, jnp.float32)
     center = (scale * (jnp.asarray(index, jnp.float32) + 0.5))[..., None]
     places = jnp.arange(source)

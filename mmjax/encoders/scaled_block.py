@@ -1,4 +1,4 @@
-"""The transformer block of DINOv2: a learned scale on each channel of what both halves add.
+"""The transformer block of DINOv2 and InternViT: a learned scale on each channel of what both halves add.
 
 Touvron et al., 2021, "Going deeper with image transformers" (layer scale).
 """
@@ -11,7 +11,6 @@ from mmjax.distributed.rules import constrain
 from mmjax.nn.attention import Attention
 from mmjax.nn.block import BlockConfig
 from mmjax.nn.mlp import MLP
-from mmjax.nn.norms import LayerNorm
 
 
 class ScaledBlock(nn.Module):
@@ -42,6 +41,8 @@ class ScaledBlock(nn.Module):
             c.out_bias,
             c.lora,
             self.dtype,
+            c.norms if c.qk_norm else None,
+            joint_qk_norm=c.joint_qk_norm,
             name="attn",
         )
         mlp = MLP(c.width, c.mlp_width, c.activation, c.gated, c.mlp_bias, c.lora, self.dtype, name="mlp")
@@ -50,7 +51,7 @@ class ScaledBlock(nn.Module):
             init = nn.with_logical_partitioning(nn.initializers.constant(self.initial), ("feature",))
             return self.param(name, init, (c.width,)).astype(self.dtype)
 
-        h, _ = attn(LayerNorm(c.norm_eps, self.dtype, name="attn_norm")(x), mask)
+        h, _ = attn(c.norms.module(self.dtype, "attn_norm")(x), mask)
         x = constrain(x + scale("attn_scale") * h, "batch", "length", "act_embed")
-        h = mlp(LayerNorm(c.norm_eps, self.dtype, name="mlp_norm")(x))
+        h = mlp(c.norms.module(self.dtype, "mlp_norm")(x))
         return constrain(x + scale("mlp_scale") * h, "batch", "length", "act_embed"), cache

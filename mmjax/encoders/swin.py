@@ -5,7 +5,7 @@ Liu et al., 2021, "Swin Transformer: Hierarchical vision transformer using shift
 
 import dataclasses
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -233,54 +233,69 @@ class Swin(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
 
-    @nn.compact
+    def setup(self):
+        c, axes = self.config, ("patch", "patch", None, "embed")
+        self.stem = Linear((c.width,), axes, in_dims=3, use_bias=True, dtype=self.dtype)
+        self.stem_norm = LayerNorm(MAP_NORM_EPS, self.dtype)
+        if c.absolute_positions:
+            init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "embed"))
+            self.position_embedding = self.param("position_embedding", init, (c.grid_sizes[0] ** 2, c.width))
+        self.merge = [None, *(Merging(width, self.dtype) for width in c.widths[1:])]
+        self.norm = LayerNorm(c.norm_eps, self.dtype)
+        self.block = [SwinBlock(c, stage, self.dtype, parent=None) for stage in range(len(c.widths))]
+        self.stage = [self._stack(stage) for stage in range(len(c.widths))]
+
+    def _stack(self, stage: int) -> Any:
+        """Parameters of a stage's blocks."""
+        c, name = self.config, f"stage_{stage}"
+        if not self.is_initializing():
+            return self.get_variable("params", name)
+        dummy = jnp.zeros((1, c.window_size, c.window_size, c.widths[stage]), self.dtype)
+        return self.param(name, init_stack(self.block[stage], c.depths[stage], dummy, False))
+
     def maps(self, images: jax.Array) -> list[jax.Array]:
         """Images [B, H, W, 3] -> the map [B, h, w, D] of every stage; the last one is normed."""
         c, size = self.config, self.config.patch_size
         images = constrain(images, "batch", None, None, None)
         images = jnp.pad(images, ((0, 0), (0, -images.shape[1] % size), (0, -images.shape[2] % size), (0, 0)))
         height, breadth = images.shape[1] // size, images.shape[2] // size
-        axes = ("patch", "patch", None, "embed")
-        stem = Linear((c.width,), axes, in_dims=3, use_bias=True, dtype=self.dtype, name="stem")
-        x = LayerNorm(MAP_NORM_EPS, self.dtype, name="stem_norm")(stem(patches_of(images, size)))
+        x = self.stem_norm(self.stem(patches_of(images, size)))
         if c.absolute_positions:
-            init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "embed"))
-            positions = self.param("position_embedding", init, (c.grid_sizes[0] ** 2, c.width))
             if (height, breadth) != (c.grid_sizes[0],) * 2:
                 raise ValueError(
                     f"images of {height} x {breadth} patches, but the encoder has positions of "
                     f"{c.grid_sizes[0]} x {c.grid_sizes[0]} ({c.image_size} x {c.image_size} pixels)"
                 )
-            x = x + positions.astype(self.dtype)
-        x = x.reshape(-1, height, breadth, c.width)
-        found = []
-        for stage, width in enumerate(c.widths):
+            x = x + self.position_embedding.astype(self.dtype)
+        found = self.stages(x.reshape(-1, height, breadth, c.width))
+        found[-1] = self.norm(found[-1])
+        return found
+
+    def stages(self, x: jax.Array) -> list[jax.Array]:
+        """Embedded patches [B, H, W, D] -> the map [B, h, w, D] of every stage, none normed.
+
+        Raises:
+            ValueError: a map that is smaller than a window.
+        """
+        c, found = self.config, []
+        for stage in range(len(c.widths)):
             if stage:
-                x = Merging(width, self.dtype, name=f"merge_{stage}")(x)
+                x = self.merge[stage](x)
             if min(x.shape[1:3]) < c.window_size:
                 raise ValueError(
                     f"a map of {x.shape[1]} x {x.shape[2]} is smaller than a window of {c.window_size}: small image"
                 )
             x = self._blocks(stage, x)
             found.append(x)
-        found[-1] = LayerNorm(c.norm_eps, self.dtype, name="norm")(found[-1])
         return found
 
     def _blocks(self, stage: int, x: jax.Array) -> jax.Array:
-        c, name = self.config, f"stage_{stage}"
-        block = SwinBlock(c, stage, self.dtype, parent=None)
-        if self.is_initializing():
-            dummy = jnp.zeros((1, c.window_size, c.window_size, c.widths[stage]), self.dtype)
-            stack = self.param(name, init_stack(block, c.depths[stage], dummy, False))
-        else:
-            stack = self.get_variable("params", name)
-
         def apply(params, x, shifted):
-            return block.apply({"params": params}, x, shifted), shifted
+            return self.block[stage].apply({"params": params}, x, shifted), shifted
 
         # What differs from block to block goes along the stack as a cache would.
-        shifted = jnp.arange(c.depths[stage]) % 2 == 1
-        return run_stack(apply, stack, x, shifted, remat=self.remat)[0]
+        shifted = jnp.arange(self.config.depths[stage]) % 2 == 1
+        return run_stack(apply, self.stage[stage], x, shifted, remat=self.remat)[0]
 
     def run(self, images: jax.Array) -> dict[str, jax.Array]:
         """The whole network on images [B, H, W, 3] of any size whose maps hold a window.

@@ -8,6 +8,8 @@
 | ViT | patch_bias, final_norm, no pre_norm, pool "dense" or "none" |
 | DINOv2 | as ViT with pool "class", layer_scale, mask_token, resize_positions "bicubic", gated in the giant one |
 | DINOv2 with registers | as DINOv2, num_registers, resize_positions "bicubic_antialias" |
+| InternViT | as DINOv2 with pool "none"; the larger one norm "rms" and qk_norm |
+| Idefics2, Idefics3 | as SigLIP, feature_norm, resize_positions "floor"; Idefics2 packed |
 | EVA-CLIP in BLIP-2 | as ViT with pool "class_twice", feature_norm where its features go to a Q-Former |
 
 Dosovitskiy et al., 2021 (ViT); Radford et al., 2021 (CLIP); Zhai et al., 2023 (SigLIP); Tschannen et al., 2025
@@ -32,7 +34,7 @@ from mmjax.encoders.scaled_block import ScaledBlock
 from mmjax.nn.block import Block, BlockConfig
 from mmjax.nn.linear import Linear
 from mmjax.nn.mlp import check_activation
-from mmjax.nn.norms import LayerNorm
+from mmjax.nn.norms import NORMS, LayerNorm
 from mmjax.nn.stack import init_stack, run_stack
 
 POOLS = ("class", "class_twice", "dense", "attention", "none")
@@ -69,6 +71,9 @@ class ViTConfig:
             or "none": such images are an error.
         keep_patches: share of the patches, drawn anew for each image, that go through the blocks when the
             rng "dropout" is given (FLIP); without the rng, all do.
+        norm, qk_norm: of the blocks: "layer" or "rms", and whether q and k are normalised, over all heads together
+            (the larger InternViT).
+        packed: whether items are packed patches of images of any shape, not images of `image_size`.
     """
 
     image_size: int
@@ -95,6 +100,9 @@ class ViTConfig:
     mask_token: bool = False
     resize_positions: str = "none"
     keep_patches: float = 1.0
+    norm: str = "layer"
+    qk_norm: bool = False
+    packed: bool = False
 
     kind: ClassVar[str] = "vit"
 
@@ -102,6 +110,7 @@ class ViTConfig:
         check_activation("vit.activation", self.activation)
         check_choice("vit.pool", self.pool, POOLS)
         check_choice("vit.feature_strategy", self.feature_strategy, ("full", "patches", "no_first"))
+        check_choice("vit.norm", self.norm, tuple(NORMS))
         check_choice("vit.resize_positions", self.resize_positions, ("none", *METHODS))
         if self.width % self.num_heads:
             raise ConfigError(f"vit.width {self.width} is not a multiple of num_heads {self.num_heads}")
@@ -124,6 +133,8 @@ class ViTConfig:
                 raise ConfigError(
                     f"vit.feature_layers: {layer} is not among the {self.num_layers + 1} hidden states"
                 )
+        if self.packed and (self.resize_positions == "none" or self.num_leading):
+            raise ConfigError("vit.packed needs resize_positions, no class_token and no registers")
         if self.image_size < self.patch_size:
             raise ConfigError(
                 f"vit.image_size {self.image_size} is smaller than patch_size {self.patch_size}"
@@ -169,9 +180,11 @@ class ViTConfig:
             num_kv_heads=self.num_heads,
             head_dim=self.width // self.num_heads,
             activation=self.activation,
-            norm="layer",
+            norm=self.norm,
             norm_eps=self.norm_eps,
             gated=self.gated,
+            qk_norm=self.qk_norm,
+            joint_qk_norm=True,
             qkv_bias=self.qkv_bias,
             out_bias=True,
             mlp_bias=True,
@@ -179,7 +192,9 @@ class ViTConfig:
 
     @property
     def item_shape(self) -> tuple[int, ...]:
-        """Shape of one raw item, (H, W, 3)."""
+        """Shape of one raw item, (H, W, 3); packed, (patches, numbers of a patch) of an image of `image_size`."""
+        if self.packed:
+            return (self.num_patches, 3 * self.patch_size**2)
         return (self.image_size, self.image_size, 3)
 
     def num_tokens(self, grid=None, original_size=None) -> int:
@@ -408,5 +423,8 @@ class ViT(nn.Module):
         return jnp.concatenate(found, axis=-1)
 
     def create(self, images: jax.Array) -> dict[str, jax.Array]:
-        """Touches every parameter once: what `init` runs. images [B, H, W, 3]."""
+        """Touches every parameter once: what `init` runs. images [B, H, W, 3], or whole grids of packed patches."""
+        if images.ndim == 3:
+            side = self.config.grid_size
+            return self.run(images, jnp.ones(images.shape[:2], bool), jnp.full((len(images), 2), side))
         return self.run(images)

@@ -5,15 +5,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mmjax.backbones.decoder import DecoderConfig
+from mmjax.backbones import BackboneConfig
 
 
-def empty_cache(config: DecoderConfig, batch: int, length: int, dtype: Any = jnp.float32, stacked: bool = False) -> Any:
+def empty_cache(
+    config: BackboneConfig, batch: int, length: int, dtype: Any = jnp.float32, stacked: bool = False
+) -> Any:
     """A cache of zeros: a tuple over L layers of (k, v), each [B, K, S, C] with S = `length`.
 
     It takes 2 L B K S C numbers: at B 8, S 1024 and 32 layers of 8 heads of 128 in bfloat16, 1 GiB.
     `stacked` gives one (k, v) with leaves [L, B, K, S, C] instead, which is what stacked blocks are scanned
-    with.
+    with. An encoder-decoder's is that of its decoder's own tokens.
     """
     shape = (batch, config.num_kv_heads, length, config.head_dim)
     if stacked:
@@ -23,8 +25,9 @@ def empty_cache(config: DecoderConfig, batch: int, length: int, dtype: Any = jnp
 
 
 def is_unstacked(params: dict) -> bool:
-    """Whether the backbone's blocks are a tuple of one tree a layer."""
-    return isinstance(params["backbone"]["blocks"], tuple)
+    """Whether the backbone's blocks (an encoder-decoder's decoder's) are a tuple of one tree a layer."""
+    backbone = params["backbone"]
+    return isinstance(backbone.get("decoder", backbone)["blocks"], tuple)
 
 
 def unstack(params: dict) -> dict:

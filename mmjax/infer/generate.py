@@ -4,6 +4,9 @@ Prompts may be padded on the left, on the right, or both: a token counts where i
 positive, and its place in the text is its entry of `positions`. Row b's prompt lies in the cache at slots 0
 to T-1, padding included, and its i-th new token at slot T+i, so all rows share one scalar slot; the mask
 leaves padding out.
+
+An encoder-decoder reads the stream "query" once, into keys of the cross-attention; its prompt is the stream
+"decoder", or where that is missing its start token alone.
 """
 
 from collections import Counter
@@ -17,6 +20,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from mmjax.backbones import BackboneConfig
 from mmjax.data.contracts import Batch, TextStream
 from mmjax.infer.cache import empty_cache, is_unstacked, unstack
 from mmjax.infer.sampling import NO_STOP_ID, Branches, Numbers, row_keys, sample
@@ -113,6 +117,9 @@ class State:
         keys: [B], each row's random key.
         prompt_valid: bool [B, T], where the prompt is no padding.
         next_position: int32 [B], the position of the first new token.
+        memory: an encoder-decoder's cross keys and the bool [B, Q] that says which places of the query are no
+            padding; or those of media that are read inside the decoder, and which of their tokens new tokens see
+            (what the last of the prompt sees); else None.
         seen: bool [B, V], tokens that have occurred, or None without a repetition penalty.
     """
 
@@ -125,6 +132,7 @@ class State:
     prompt_valid: jax.Array
     next_position: jax.Array
     seen: jax.Array | None
+    memory: Any = None
 
 
 @dataclass(frozen=True)
@@ -190,17 +198,20 @@ class Programs:
         media_owner: Any,
         options: GenerateOptions,
         rows: np.ndarray | None = None,
+        query: TextStream | None = None,
     ) -> State:
         """Reads the prompts and chooses each row's first token.
 
         text [B, T] padded on any side; media projected, as `encode` gives it; `rows` int32 [B] are the
-        numbers that the rows' random keys are made of (0 to B-1 if None).
+        numbers that the rows' random keys are made of (0 to B-1 if None); `query` is what an encoder-decoder
+        reads, and where its media are.
         """
         branches, numbers = options.split()
         rows = np.arange(text.tokens.shape[0], dtype=np.int32) if rows is None else np.asarray(rows, np.int32)
         room = program_length(options.max_new_tokens)
         seed = np.uint32(options.seed)
-        return self._prefill(params, text, media, media_owner, numbers, seed, rows, branches=branches, room=room)
+        arrays = text, media, media_owner, numbers, seed, rows, query
+        return self._prefill(params, *arrays, branches=branches, room=room)
 
     def decode(self, params: dict, state: State, options: GenerateOptions, until: int | None = None) -> State:
         """Goes on until `until` tokens a row (default all), or until every row is done. `state` is used
@@ -213,7 +224,7 @@ class Programs:
         self.compilations["encode"] += 1
         return self.model.encode_media(params, media)
 
-    def _trace_prefill(self, params, text, media, media_owner, numbers, seed, rows, *, branches, room):
+    def _trace_prefill(self, params, text, media, media_owner, numbers, seed, rows, query, *, branches, room):
         self.compilations["prefill"] += 1
         model = self.model
         config = model.config.backbone
@@ -221,9 +232,18 @@ class Programs:
         valid = jnp.asarray(text.segment_ids) > 0
         positions = jnp.asarray(text.positions)
         cache = empty_cache(config, batch, length + room, jnp.dtype(model.dtype), not is_unstacked(params))
+        memory = None
+        if query is not None:
+            keys = model.cross_keys(params, model.read(params, query, media, media_owner))
+            memory, media = (keys, jnp.asarray(query.segment_ids) > 0), None
+        elif (inside := model.inside(text, media, media_owner)) is not None:
+            memory = model.cross_keys(params, inside[0]), inside[1]
         embeddings = model.embed(params, text, media, media_owner)
-        hidden, cache = model.step(params, embeddings, positions, attention_mask(text), cache, 0)
+        where = attention_mask(text), cache, 0, memory, model.is_media(text)
+        hidden, cache = model.step(params, embeddings, positions, *where)
         last = jnp.max(jnp.where(valid, jnp.arange(length), 0), axis=1)
+        if memory is not None and memory[1].ndim == 3:
+            memory = memory[0], jnp.take_along_axis(memory[1], last[:, None, None], axis=1)[:, 0]
         logits = model.logits(params, jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0])
 
         seen = None
@@ -243,6 +263,7 @@ class Programs:
             prompt_valid=valid,
             next_position=jnp.max(jnp.where(valid, flat, -1), axis=1) + 1,
             seen=seen,
+            memory=memory,
         )
         return _readable(_append(state, token, numbers))
 
@@ -262,7 +283,8 @@ class Programs:
             new_valid = jnp.broadcast_to(jnp.arange(room) <= newest, (batch, room))
             mask = jnp.concatenate([state.prompt_valid, new_valid], axis=1)[:, None]
             embeddings = model.embed(params, text, {})
-            hidden, cache = model.step(params, embeddings, text.positions, mask, state.cache, length + newest)
+            where = state.cache, length + newest, state.memory
+            hidden, cache = model.step(params, embeddings, text.positions, mask, *where)
             logits = model.logits(params, hidden[:, 0])
             token = sample(logits, state.keys, branches, numbers, state.step, state.seen)
             return _append(replace(state, cache=cache), token, numbers)
@@ -280,7 +302,7 @@ def generate(
     stream_every: int = 1,
     rows: np.ndarray | None = None,
 ) -> Generation:
-    """Generates from every row of the stream "text" of `batch`.
+    """Generates from every row of the stream "text" of `batch`, or for an encoder-decoder of "query" and "decoder".
 
     Args:
         model: the model; its `dtype` is also the cache's.
@@ -310,8 +332,9 @@ def generate(
         raise ValueError("programs were made for another model: pass Programs(model)")
     params = programs.view(params)
     media = programs.encode(params, batch.media)
-    text = prompt_stream(batch)
-    state = programs.prefill(params, text, media, batch.media_owner, options, rows)
+    batch = with_start(model, batch)
+    *read, written = [prompt_stream(batch, name) for name in model.config.streams]
+    state = programs.prefill(params, written, media, batch.media_owner, options, rows, *read)
     if on_tokens is None:
         state = programs.decode(params, state, options)
     else:
@@ -321,9 +344,26 @@ def generate(
 
 def check_request(model: MultimodalLM, batch: Batch, options: GenerateOptions) -> None:
     """Raises ValueError where `generate` would; reads arrays on the host and compiles nothing."""
-    if "text" not in batch.texts:
-        raise ValueError(f'generation needs the stream "text"; the batch has {sorted(batch.texts)}')
-    text, config = batch.texts["text"], model.config.backbone
+    config, streams = model.config.backbone, model.config.streams
+    if streams[0] not in batch.texts:
+        raise ValueError(f'generation needs the stream "{streams[0]}"; the batch has {sorted(batch.texts)}')
+    for name in streams:
+        new = options.max_new_tokens if name == streams[-1] else 0
+        if name in batch.texts:
+            _check_prompt(config, batch.texts[name], new)
+        else:
+            check_room(1, new, config.max_positions, "the start token")
+    rows = {name: np.asarray(batch.texts[name].tokens).shape[0] for name in streams if name in batch.texts}
+    if len(set(rows.values())) > 1:
+        raise ValueError("streams of one batch have as many rows each, got " + str(rows))
+    for name, ids in (("stop_ids", options.stop_ids), ("pad_id", (options.pad_id,))):
+        bad = [i for i in ids if not 0 <= i < config.vocab_size]
+        if bad:
+            raise ValueError(f"{name}: {bad[0]} is outside the vocabulary of {config.vocab_size}")
+
+
+def _check_prompt(config: BackboneConfig, text: TextStream, new: int) -> None:
+    """Raises ValueError for a stream of prompts that `new` tokens cannot follow."""
     tokens, segments = np.asarray(text.tokens), np.asarray(text.segment_ids)
     if tokens.ndim != 2 or 0 in tokens.shape:
         raise ValueError(f"prompt tokens must be [B, T] with at least one row and one token, got {tokens.shape}")
@@ -347,7 +387,7 @@ def check_request(model: MultimodalLM, batch: Batch, options: GenerateOptions) -
         positions = positions.max(axis=-1)
     ends = np.where(valid, positions, -1).max(axis=1) + 1
     longest = int(ends.argmax())
-    check_room(int(ends[longest]), options.max_new_tokens, config.max_positions, f"row {longest} of the batch")
+    check_room(int(ends[longest]), new, config.max_positions, f"row {longest} of the batch")
     is_text = valid if text.media_index is None else valid & (np.asarray(text.media_index) < 0)
     outside = is_text & ((tokens < 0) | (tokens >= config.vocab_size))
     if outside.any():
@@ -356,10 +396,6 @@ def check_request(model: MultimodalLM, batch: Batch, options: GenerateOptions) -
             f"row {row} of the batch: token {tokens[row, column]} at position {column} is outside the "
             f"vocabulary of {config.vocab_size}"
         )
-    for name, ids in (("stop_ids", options.stop_ids), ("pad_id", (options.pad_id,))):
-        bad = [i for i in ids if not 0 <= i < config.vocab_size]
-        if bad:
-            raise ValueError(f"{name}: {bad[0]} is outside the vocabulary of {config.vocab_size}")
 
 
 def check_room(prompt: int, new: int, positions: int, name: str) -> None:
@@ -373,10 +409,19 @@ def check_room(prompt: int, new: int, positions: int, name: str) -> None:
         )
 
 
-def prompt_stream(batch: Batch) -> TextStream:
-    """The stream "text" of `batch` as the programs take it: no losses, int32, T rounded up to
+def with_start(model: MultimodalLM, batch: Batch) -> Batch:
+    """`batch`, where an encoder-decoder has no stream "decoder" yet with one of its start token, [B, 1]."""
+    if model.config.streams[-1] in batch.texts:
+        return batch
+    tokens = np.full((batch.texts["query"].tokens.shape[0], 1), model.config.backbone.start_token, np.int32)
+    text = TextStream(tokens, np.zeros_like(tokens), np.ones_like(tokens))
+    return batch.replace(texts={**batch.texts, "decoder": text})
+
+
+def prompt_stream(batch: Batch, name: str = "text") -> TextStream:
+    """The stream `name` of `batch` as the programs take it: no losses, int32, T rounded up to
     `program_length`."""
-    text = batch.texts["text"]
+    text = batch.texts[name]
     length = text.tokens.shape[1]
     extra = program_length(length) - length
 
@@ -392,7 +437,7 @@ def prompt_stream(batch: Batch) -> TextStream:
         tokens=padded(text.tokens),
         positions=padded(text.positions),
         segment_ids=padded(text.segment_ids),
-        media_index=padded(text.media_index, -1) if batch.media else None,
+        media_index=padded(text.media_index, -1) if batch.media and name != "decoder" else None,
         attend_group=padded(text.attend_group),
         bidirectional_group=padded(text.bidirectional_group),
         media_attention=padded(text.media_attention),

@@ -38,6 +38,7 @@ def attend(
     scale: float | None = None,
     cap: float | None = None,
     alibi: tuple[np.ndarray, jax.Array] | None = None,
+    bias: jax.Array | None = None,
 ) -> jax.Array:
     """softmax(q k / sqrt(C)) v with grouped heads; the softmax is in float32.
 
@@ -48,6 +49,7 @@ def attend(
         scale: factor of q k instead of 1 / sqrt(C).
         cap: logits are squeezed into (-cap, cap) by cap * tanh(logits / cap) (Gemma 2).
         alibi: slopes [H] and the distances [B, T, S] whose multiples are taken off the logits.
+        bias: what is added to the logits, broadcastable to [B, H, T, S] (relative positions).
 
     Returns:
         [B, T, H, C] in q's dtype.
@@ -66,6 +68,10 @@ def attend(
         slopes = jnp.tile(alibi[0].reshape(groups, -1), (1, length))
         away = jnp.repeat(alibi[1], heads // groups, axis=1)
         logits = logits - slopes[:, :, None] * away[:, None]
+    if bias is not None:
+        bias = jnp.broadcast_to(bias, (bias.shape[0], heads, length, k.shape[2]))
+        bias = bias.reshape(-1, groups, heads // groups, length, k.shape[2]).swapaxes(2, 3)
+        logits = logits + bias.reshape(-1, *logits.shape[1:])
     if mask is not None:
         # Brought to the logits' shape, not they to its: what the backward pass keeps is then kept once.
         mask = jnp.repeat(jnp.broadcast_to(mask, (*mask.shape[:1], length, mask.shape[2])), heads // groups, axis=1)
@@ -89,6 +95,8 @@ class Attention(nn.Module):
         qkv_clip: q, k and v are clipped to -qkv_clip .. qkv_clip.
         rotary_interleaved: whether neighbouring channels are rotated against each other, see `rotate`.
         scale, cap: see `attend`.
+        joint_qk_norm: whether qk_norm is over all heads together, over H * C.
+        inner_norm: normalisation of what all heads give together, over H * C, before o (Wang et al., 2022, "Magneto").
     """
 
     width: int
@@ -104,6 +112,8 @@ class Attention(nn.Module):
     rotary_interleaved: bool = False
     scale: float | None = None
     cap: float | None = None
+    inner_norm: NormConfig | None = None
+    joint_qk_norm: bool = False
 
     def setup(self):
         def linear(name, features, axes, in_dims, bias):
@@ -119,6 +129,8 @@ class Attention(nn.Module):
         self.o = linear("o", (self.width,), ("heads", "head_dim", "embed"), 2, self.out_bias)
         if self.qk_norm is not None:
             self.q_norm, self.k_norm = self.qk_norm.module(self.dtype), self.qk_norm.module(self.dtype)
+        if self.inner_norm is not None:
+            self.sub_norm = self.inner_norm.module(self.dtype)
 
     def __call__(
         self,
@@ -129,21 +141,54 @@ class Attention(nn.Module):
         cache_index: jax.Array | int = 0,
         source: jax.Array | None = None,
         alibi: tuple[np.ndarray, jax.Array] | None = None,
+        bias: jax.Array | None = None,
+        prompts: tuple[jax.Array, jax.Array] | None = None,
     ) -> tuple[jax.Array, LayerCache | None]:
-        """x [B, T, D] -> ([B, T, D], the updated cache); mask and alibi as in `attend`.
+        """x [B, T, D] -> ([B, T, D], the updated cache); mask, alibi and bias as in `attend`.
 
         With a cache, the T new keys are written at `cache_index`. They are then attended to alone when the
         mask is [B, T, T] (a prefill from an empty cache), or together with the whole cache when it is
         [B, T, S].
+
+        `prompts` are [B or 1, P, D] and a gate [H] or [1]: what each token reads of them, with a softmax of their own,
+        is added gate times (Zhang et al., 2023, "LLaMA-Adapter").
         """
+        q, k, v = self.project(x, rotation, source)
+        heads, cache = self.read(q, k, v, mask, cache, cache_index, alibi, bias)
+        if prompts is not None:
+            read = (jnp.broadcast_to(item, (q.shape[0], *item.shape[1:])) for item in self.keys(prompts[0]))
+            heads = heads + prompts[1][:, None] * attend(q, *read, None, self.scale, self.cap)
+        return self.out(heads), cache
+
+    def project(
+        self,
+        x: jax.Array,
+        rotation: tuple[jax.Array, jax.Array] | None = None,
+        source: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries [B, T, H, C] of x [B, T, D], keys and values [B, S, K, C] of `source` (x if None), for `read`."""
         source = x if source is None else source
         q, k, v = self.q(x), self.k(source), self.v(source)
         if self.qkv_clip is not None:
             q, k, v = (jnp.clip(item, -self.qkv_clip, self.qkv_clip) for item in (q, k, v))
         if self.qk_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+            q, k = self._normed(self.q_norm, q), self._normed(self.k_norm, k)
         if rotation is not None:
             q, k = (rotate(item, *rotation, self.rotary_interleaved) for item in (q, k))
+        return q, k, v
+
+    def read(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        mask: jax.Array | None = None,
+        cache: LayerCache | None = None,
+        cache_index: jax.Array | int = 0,
+        alibi: tuple[np.ndarray, jax.Array] | None = None,
+        bias: jax.Array | None = None,
+    ) -> tuple[jax.Array, LayerCache | None]:
+        """What `project` gave -> (what the heads read [B, T, H, C], the updated cache); it has no parameters."""
         q = constrain(q, "batch", "length", "act_heads", None)
         k = constrain(k.swapaxes(1, 2), "batch", "act_kv_heads", None, None)
         v = constrain(v.swapaxes(1, 2), "batch", "act_kv_heads", None, None)
@@ -155,4 +200,33 @@ class Attention(nn.Module):
             )
             if mask is None or mask.shape[-1] != k.shape[2]:
                 k, v = (item.astype(self.dtype) for item in cache)
-        return self.o(attend(q, k, v, mask, self.scale, self.cap, alibi)), cache
+        return attend(q, k, v, mask, self.scale, self.cap, alibi, bias), cache
+
+    def keys(self, source: jax.Array) -> LayerCache:
+        """Keys and values of `source` [B, S, D] as `cross` takes them, made once for every step that reads them."""
+        k, v = self.k(source), self.v(source)
+        if self.qkv_clip is not None:
+            k, v = (jnp.clip(item, -self.qkv_clip, self.qkv_clip) for item in (k, v))
+        if self.qk_norm is not None:
+            k = self._normed(self.k_norm, k)
+        return tuple(constrain(item.swapaxes(1, 2), "batch", "act_kv_heads", None, None) for item in (k, v))
+
+    def cross(self, x: jax.Array, keys: LayerCache, mask: jax.Array | None = None) -> jax.Array:
+        """x [B, T, D] attends to `keys` of S places -> [B, T, D]; mask as in `attend`."""
+        q = self.q(x)
+        if self.qkv_clip is not None:
+            q = jnp.clip(q, -self.qkv_clip, self.qkv_clip)
+        if self.qk_norm is not None:
+            q = self._normed(self.q_norm, q)
+        q = constrain(q, "batch", "length", "act_heads", None)
+        return self.out(attend(q, *keys, mask, self.scale, self.cap))
+
+    def _normed(self, norm: nn.Module, heads: jax.Array) -> jax.Array:
+        """[B, T, H, C] normalised over C, or over H * C."""
+        return norm(heads.reshape(*heads.shape[:2], -1)).reshape(heads.shape) if self.joint_qk_norm else norm(heads)
+
+    def out(self, heads: jax.Array) -> jax.Array:
+        """What the heads read, [B, T, H, C] -> [B, T, D]."""
+        if self.inner_norm is not None:
+            heads = self.sub_norm(heads.reshape(*heads.shape[:2], -1)).reshape(heads.shape)
+        return self.o(heads)

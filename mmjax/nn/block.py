@@ -1,6 +1,7 @@
 """The pre-norm transformer block that encoders and decoders share, its halves in a row or side by side."""
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,6 +13,7 @@ from mmjax.distributed.rules import constrain
 from mmjax.nn.attention import Attention, LayerCache
 from mmjax.nn.lora import LoRAConfig
 from mmjax.nn.mlp import MLP, check_activation
+from mmjax.nn.moe import Mixture, MixtureConfig
 from mmjax.nn.norms import NORMS, NormConfig
 
 
@@ -25,11 +27,13 @@ class BlockConfig:
         norm, norm_eps, norm_offset, norm_bias: see `NormConfig`.
         qkv_bias, out_bias, mlp_bias: biases on q, k, v; on o; on the MLP's maps.
         lora: low-rank adapters.
-        qk_norm: whether every head of q and of k is normalised.
+        qk_norm, joint_qk_norm: whether every head of q and of k is normalised; or all heads together.
         post_norms: whether what each half gives is normalised before it is added (Gemma 2).
         parallel: whether both halves read the block's input (GPT-J), not the MLP what attention added to it.
         shared_norm: whether parallel halves read it through one norm.
         qkv_clip, rotary_interleaved, attention_scale, attention_cap: see `Attention`.
+        sub_norm: whether there is a norm inside attention and MLP too, before their last maps (Magneto).
+        moe: experts in place of the MLP, whose `mlp_width` and `mlp_bias` then mean nothing.
     """
 
     width: int
@@ -55,6 +59,9 @@ class BlockConfig:
     rotary_interleaved: bool = False
     attention_scale: float | None = None
     attention_cap: float | None = None
+    sub_norm: bool = False
+    joint_qk_norm: bool = False
+    moe: MixtureConfig | None = None
 
     def __post_init__(self):
         check_choice("norm", self.norm, tuple(NORMS))
@@ -67,11 +74,48 @@ class BlockConfig:
             raise ConfigError("shared_norm needs parallel: otherwise each half has an input of its own")
         if self.post_norms and self.parallel:
             raise ConfigError("post_norms and parallel: no published block has both, so it is not defined here")
+        if self.moe is not None and self.mlp_bias:
+            raise ConfigError("moe and mlp_bias: experts have no biases")
+        if self.moe is not None and self.sub_norm:
+            raise ConfigError("moe and sub_norm: experts have no norms")
+        if self.moe is not None and self.lora is not None and set(self.lora.targets) & {"gate", "up", "down"}:
+            raise ConfigError(
+                f"lora.targets {list(self.lora.targets)} with moe: experts have no low-rank paths; "
+                "leave out gate, up and down"
+            )
 
     @property
     def norms(self) -> NormConfig:
         """The config of every norm in the block."""
         return NormConfig(self.norm, self.norm_eps, self.norm_offset, self.norm_bias)
+
+
+def attention(c: BlockConfig, dtype: jnp.dtype, name: str | None = None) -> Attention:
+    """The attention of a block."""
+    return Attention(
+        c.width,
+        c.num_heads,
+        c.num_kv_heads,
+        c.head_dim,
+        c.qkv_bias,
+        c.out_bias,
+        c.lora,
+        dtype,
+        c.norms if c.qk_norm else None,
+        c.qkv_clip,
+        c.rotary_interleaved,
+        c.attention_scale,
+        c.attention_cap,
+        c.norms if c.sub_norm else None,
+        c.joint_qk_norm,
+        name=name,
+    )
+
+
+def mlp(c: BlockConfig, dtype: jnp.dtype, name: str | None = None) -> MLP:
+    """The MLP of a block without experts."""
+    inner = c.norms if c.sub_norm else None
+    return MLP(c.width, c.mlp_width, c.activation, c.gated, c.mlp_bias, c.lora, dtype, inner, name=name)
 
 
 class Block(nn.Module):
@@ -89,39 +133,36 @@ class Block(nn.Module):
         cache: LayerCache | None = None,
         cache_index: jax.Array | int = 0,
         alibi: tuple[np.ndarray, jax.Array] | None = None,
-    ) -> tuple[jax.Array, LayerCache | None]:
-        """x [B, T, D] -> ([B, T, D], cache); the other arguments as in `Attention`."""
+        router_logits: bool = False,
+        prompts: tuple[jax.Array, jax.Array] | None = None,
+    ) -> tuple[jax.Array, Any]:
+        """x [B, T, D] -> ([B, T, D], cache); the other arguments as in `Attention`.
+
+        With `router_logits` (of a block with experts), a pair stands in the cache's place: the cache, and the
+        router's logits float32 [B, T, E].
+        """
         c = self.config
-        attn = Attention(
-            c.width,
-            c.num_heads,
-            c.num_kv_heads,
-            c.head_dim,
-            c.qkv_bias,
-            c.out_bias,
-            c.lora,
-            self.dtype,
-            c.norms if c.qk_norm else None,
-            c.qkv_clip,
-            c.rotary_interleaved,
-            c.attention_scale,
-            c.attention_cap,
-            name="attn",
-        )
-        mlp = MLP(c.width, c.mlp_width, c.activation, c.gated, c.mlp_bias, c.lora, self.dtype, name="mlp")
+        attn = attention(c, self.dtype, "attn")
+        if c.moe is None:
+            plain = mlp(c, self.dtype, "mlp")
+            feed = lambda x: (plain(x), None)  # noqa: E731
+        else:
+            feed = Mixture(c.width, c.moe, c.activation, c.gated, self.dtype, name="mlp")
 
         def norm(name, x):
             return c.norms.module(self.dtype, name)(x)
 
         before = norm("attn_norm", x)
-        h, cache = attn(before, mask, rotation, cache, cache_index, alibi=alibi)
+        h, cache = attn(before, mask, rotation, cache, cache_index, alibi=alibi, prompts=prompts)
         if c.post_norms:
             h = norm("attn_post_norm", h)
         if c.parallel:
-            h = h + mlp(before if c.shared_norm else norm("mlp_norm", x))
-            return constrain(x + h, "batch", "length", "act_embed"), cache
+            fed, logits = feed(before if c.shared_norm else norm("mlp_norm", x))
+            x = constrain(x + (h + fed), "batch", "length", "act_embed")
+            return x, (cache, logits) if router_logits else cache
         x = constrain(x + h, "batch", "length", "act_embed")
-        h = mlp(norm("mlp_norm", x))
+        h, logits = feed(norm("mlp_norm", x))
         if c.post_norms:
             h = norm("mlp_post_norm", h)
-        return constrain(x + h, "batch", "length", "act_embed"), cache
+        x = constrain(x + h, "batch", "length", "act_embed")
+        return x, (cache, logits) if router_logits else cache

@@ -26,6 +26,12 @@ def attention_mask(text: TextStream) -> jax.Array:
     return seen & (segment[:, :, None] == segment[:, None, :]) & (segment[:, None, :] > 0)
 
 
+def cross_mask(text: TextStream, query: TextStream) -> jax.Array:
+    """bool [B, T, S]: may token i of `text` see token j of `query`? It may see all of its own segment but padding."""
+    reader, read = jnp.asarray(text.segment_ids), jnp.asarray(query.segment_ids)
+    return (reader[:, :, None] == read[:, None, :]) & (read[:, None, :] > 0)
+
+
 def distances(mask: jax.Array) -> jax.Array:
     """int32 [B, T, S]: how many tokens before query i stands key j; of use only where the mask lets it be seen.
 
@@ -44,6 +50,15 @@ def distances(mask: jax.Array) -> jax.Array:
     return jnp.max(jnp.where(mask, place, 0), axis=2, keepdims=True) - place
 
 
-def windowed(mask: jax.Array, size: int) -> jax.Array:
-    """bool [B, T, S]: `mask`, and only the `size` newest tokens up to and with itself (Beltagy et al., 2020)."""
-    return mask & (distances(mask) < size)
+def windowed(mask: jax.Array, size: int, pairs: bool = True) -> jax.Array:
+    """bool [B, T, S]: `mask`, and only the `size` newest tokens up to and with itself (Beltagy et al., 2020).
+
+    Args:
+        mask: bool [B, T, S], as for `distances`.
+        size: of the window.
+        pairs: whether the window also holds for two tokens of which each sees the other (a prefix-LM's prefix).
+    """
+    near = mask & (distances(mask) < size)
+    if pairs or mask.shape[1] != mask.shape[2]:
+        return near
+    return near | (mask & mask.swapaxes(1, 2))

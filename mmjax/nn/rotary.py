@@ -132,20 +132,43 @@ def _yarn(base: np.ndarray, head_dim: int, theta: float, scaling: RopeScaling) -
     return scaled.astype(np.float32), float(factor)
 
 
-def rotation(
-    positions: jax.Array, head_dim: int, theta: float, scaling: RopeScaling | None = None
-) -> tuple[jax.Array, jax.Array]:
-    """cos and sin, float32 [B, T, C / 2] each, for integer positions [B, T].
+def axis_of_frequency(sections: tuple[int, ...], interleaved: bool = False) -> np.ndarray:
+    """int [C / 2]: which axis of a position turns each channel pair (Wang et al., 2024, "Qwen2-VL").
 
-    Longrope's frequencies are those of the longest position in the row; a generation that grows beyond the
-    original positions goes on with keys that were rotated before.
+    Args:
+        sections: pairs of each axis (time, height, width), of C / 2 together.
+        interleaved: the axes take turns, from the fastest pair on, as long as height and width have any left
+            (Qwen3-VL); else each axis has a run of its own.
+    """
+    if not interleaved:
+        return np.repeat(np.arange(len(sections)), sections)
+    axes = np.zeros(sum(sections), np.int64)
+    for axis in range(1, len(sections)):
+        axes[axis : len(sections) * sections[axis] : len(sections)] = axis
+    return axes
+
+
+def rotation(
+    positions: jax.Array,
+    head_dim: int,
+    theta: float,
+    scaling: RopeScaling | None = None,
+    axes: np.ndarray | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """cos and sin, float32 [B, T, C / 2] each, for integer positions [B, T], or [B, T, A] with `axes`.
+
+    `axes` says which of the A axes each channel pair reads, see `axis_of_frequency`. Longrope's frequencies are
+    those of the longest position in the row; a generation that grows beyond the original positions goes on with
+    keys that were rotated before.
     """
     per_position, factor = frequencies(head_dim, theta, scaling)
     if scaling is not None and scaling.type == "longrope":
         is_long = jnp.max(positions, axis=1) >= scaling.original_max_positions
         far, _ = frequencies(head_dim, theta, scaling, long=True)
         per_position = jnp.where(is_long[:, None, None], far, per_position)
-    angles = positions.astype(jnp.float32)[..., None] * per_position
+    positions = positions.astype(jnp.float32)
+    positions = positions[..., None] if positions.ndim == 2 else positions[..., axes]
+    angles = positions * per_position
     return jnp.cos(angles) * factor, jnp.sin(angles) * factor
 
 

@@ -1,8 +1,25 @@
-"""Fixed sine and cosine positions on a plane (Vaswani et al., 2017; in two dimensions as He et al., 2022, "MAE")."""
+"""Fixed sine and cosine positions (Vaswani et al., 2017), on a plane as in He et al., 2022, "MAE"."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mmjax.config import ConfigError
+
+
+def sincos_1d(positions: jax.Array, width: int) -> jax.Array:
+    """positions int [B, T] -> float32 [B, T, width]: the sines, then the cosines, of position times a frequency.
+
+    The frequencies fall from 1 to 1 / 10000 in equal ratios, both ends included.
+
+    Raises:
+        ConfigError: `width` is odd or less than 4.
+    """
+    if width % 2 or width < 4:
+        raise ConfigError(f"sine positions need an even width of at least 4, got {width}")
+    frequencies = (10000.0 ** -(np.arange(width // 2) / (width // 2 - 1))).astype(np.float32)
+    angles = jnp.asarray(positions, jnp.float32)[..., None] * frequencies
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
 def sincos_2d(width: int, rows: int, columns: int) -> np.ndarray:

@@ -80,3 +80,55 @@ def run_stack(
     if (start, stop) != (0, layers):
         blocks, cache = jax.tree.map(lambda leaf: leaf[start:stop], (blocks, cache))
     return jax.lax.scan(lambda carry, layer: apply(layer[0], carry, layer[1]), x, (blocks, cache))
+
+
+def side_by_side(**stacks: Any) -> Any:
+    """Several stacks of one depth as one, whose layers are dicts with a layer of each; its form is that of the first.
+
+    A stack is here also what is no parameters but goes layer by layer: a tuple of L things, or leaves [L, ...].
+    """
+    if isinstance(next(iter(stacks.values())), tuple):
+        return tuple(dict(zip(stacks, layer, strict=True)) for layer in zip(*stacks.values(), strict=True))
+    return stacks
+
+
+def run_groups(
+    before: Callable[[Any, jax.Array], jax.Array],
+    others: Any,
+    apply: Callable[[Any, jax.Array, Any], tuple[jax.Array, Any]],
+    blocks: Any,
+    x: jax.Array,
+    cache: Any = None,
+    remat: str = "none",
+) -> tuple[jax.Array, Any]:
+    """Runs a stack of L layers in G equal groups, with a layer of another stack before each.
+
+    Args:
+        before: (params of one layer of `others`, x) -> x.
+        others: a stack of G layers, in the form of `blocks`.
+        apply, blocks, x, cache, remat: as `run_stack`.
+
+    Returns:
+        x, and the cache in the form it came in.
+    """
+    groups = depth(others)
+    each = depth(blocks) // groups
+    check_remat(remat)
+    if remat != "none":
+        before = jax.checkpoint(before, policy=REMAT[remat], prevent_cse=isinstance(blocks, tuple))
+    if isinstance(blocks, tuple):
+        caches = []
+        for group, other in enumerate(others):
+            part = slice(group * each, (group + 1) * each)
+            own = None if cache is None else cache[part]
+            x, new = run_stack(apply, blocks[part], before(other, x), own, remat)
+            caches += new or ()
+        return x, None if cache is None else tuple(caches)
+
+    def run(x, group):
+        other, own, own_cache = group
+        return run_stack(apply, own, before(other, x), own_cache, remat)
+
+    folded = jax.tree.map(lambda leaf: leaf.reshape(groups, each, *leaf.shape[1:]), (blocks, cache))
+    x, cache = jax.lax.scan(run, x, (others, *folded))
+    return x, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), cache)

@@ -4,7 +4,10 @@ import functools
 import operator
 
 from mmjax.projectors.abstractor import AbstractorConfig, AbstractorProjector
+from mmjax.projectors.cif import CIFConfig, CIFProjector
+from mmjax.projectors.deep_merge import DeepMergeConfig, DeepMergeProjector
 from mmjax.projectors.downsample import MergeConfig, MergeProjector, PoolConfig, PoolProjector
+from mmjax.projectors.latent_attention import LatentAttentionConfig, LatentAttentionProjector
 from mmjax.projectors.ldp import LDPConfig, LDPProjector, LDPv2Config, LDPv2Projector
 from mmjax.projectors.linear import LinearProjector, LinearProjectorConfig
 from mmjax.projectors.mlp import MLPProjector, MLPProjectorConfig
@@ -12,6 +15,8 @@ from mmjax.projectors.perceiver import PerceiverConfig, PerceiverProjector
 from mmjax.projectors.pooled import PooledProjector, PooledProjectorConfig
 from mmjax.projectors.qformer import QFormerConfig, QFormerProjector
 from mmjax.projectors.resampler import ResamplerConfig, ResamplerProjector
+from mmjax.projectors.spatio_temporal import SpatioTemporalConfig, SpatioTemporalProjector
+from mmjax.projectors.tiles import TilesConfig, TilesProjector
 
 # The one place where a projector's config meets its module.
 PROJECTORS = {
@@ -20,11 +25,16 @@ PROJECTORS = {
     PooledProjectorConfig: PooledProjector,
     QFormerConfig: QFormerProjector,
     PerceiverConfig: PerceiverProjector,
+    LatentAttentionConfig: LatentAttentionProjector,
     ResamplerConfig: ResamplerProjector,
     MergeConfig: MergeProjector,
+    DeepMergeConfig: DeepMergeProjector,
     PoolConfig: PoolProjector,
     LDPConfig: LDPProjector,
     LDPv2Config: LDPv2Projector,
     AbstractorConfig: AbstractorProjector,
+    CIFConfig: CIFProjector,
+    TilesConfig: TilesProjector,
+    SpatioTemporalConfig: SpatioTemporalProjector,
 }
 ProjectorConfig = functools.reduce(operator.or_, PROJECTORS)

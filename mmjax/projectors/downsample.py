@@ -38,6 +38,7 @@ class MergeConfig:
         hidden: width between two maps; 0: there is one map.
         activation: between two maps.
         bias: of the maps.
+        joined: width of a map without bias right behind the joining, before the others (Mistral 3); 0: there is none.
     """
 
     in_width: int
@@ -51,6 +52,7 @@ class MergeConfig:
     hidden: int = 0
     activation: str = "gelu"
     bias: bool = True
+    joined: int = 0
 
     kind: ClassVar[str] = "merge"
 
@@ -140,7 +142,7 @@ def _maps(config, x: jax.Array, dtype: jnp.dtype) -> jax.Array:
 class MergeProjector(nn.Module):
     """Features [B, N, in_width] -> tokens [B, N / factor^2, D].
 
-    Parameters: norm; out/{kernel, bias}, or fc1 and fc2.
+    Parameters: norm; join/kernel; out/{kernel, bias}, or fc1 and fc2.
     """
 
     config: MergeConfig
@@ -160,6 +162,8 @@ class MergeProjector(nn.Module):
         x, segments = self._join(x, media)
         if c.norm_at == "after":
             x = NormConfig(c.norm, c.norm_eps).module(self.dtype, "norm")(x)
+        if c.joined:
+            x = Linear((c.joined,), ("feature", "mlp"), dtype=self.dtype, name="join")(x)
         return media.replace(values=_maps(c, x, self.dtype), segment_ids=segments, stage="projected")
 
     def _join(self, x: jax.Array, media: Media) -> tuple[jax.Array, jax.Array | None]:
@@ -200,6 +204,8 @@ class PoolConfig:
         out_grid: height and width of a grid of tokens.
         method: "average" or "bilinear", see `mmjax.nn.resize`.
         pool_first: whether features are pooled (LLaVA-NeXT-Video) or tokens (LLaVA-OneVision).
+        norm: "layer" or "rms", of what goes into the map (Gemma 3), or "none".
+        norm_eps, norm_offset: see `NormConfig`.
         hidden, activation, bias: see `MergeConfig`.
     """
 
@@ -209,6 +215,9 @@ class PoolConfig:
     out_grid: Grid
     method: str = "average"
     pool_first: bool = False
+    norm: str = "none"
+    norm_eps: float = 1e-6
+    norm_offset: float = 0.0
     hidden: int = 0
     activation: str = "gelu"
     bias: bool = True
@@ -217,6 +226,7 @@ class PoolConfig:
 
     def __post_init__(self):
         check_choice("pool projector method", self.method, ("average", "bilinear"))
+        check_choice("pool projector norm", self.norm, ("none", *NORMS))
         check_activation("pool projector activation", self.activation)
         check_grid("pool projector: grid", self.grid)
         check_grid("pool projector: out_grid", self.out_grid)
@@ -231,7 +241,7 @@ class PoolConfig:
 
 
 class PoolProjector(nn.Module):
-    """Features [B, K * h * w, in_width] -> tokens [B, K * M, D]. Parameters out, or fc1 and fc2."""
+    """Features [B, K * h * w, in_width] -> tokens [B, K * M, D]. Parameters norm; out, or fc1 and fc2."""
 
     config: PoolConfig
     dtype: jnp.dtype = jnp.float32
@@ -242,6 +252,8 @@ class PoolProjector(nn.Module):
         c = self.config
         x = split_grids(media.values, c.grid)
         x = resize(x, c.out_grid, c.method) if c.pool_first else x
+        if c.norm != "none":
+            x = NormConfig(c.norm, c.norm_eps, c.norm_offset).module(self.dtype, "norm")(x)
         x = _maps(c, x, self.dtype)
         x = x if c.pool_first else resize(x, c.out_grid, c.method)
         return join_grids(media, x.reshape(x.shape[0], -1, c.width), c.grid)

@@ -36,7 +36,9 @@ class QFormerConfig:
         activation, norm_eps: of the blocks.
         vocab_size: of the Q-Former's own tokenizer where it reads text (`Media.text`), else None.
         max_positions: longest text.
-        num_features: features of an item where all items have as many, see `split_items`.
+        num_features: features of an item where all items have as many, see `split_items`. An encoder may give
+            several times as many, those of the frames of a video: each frame is then read by itself.
+        dropout: share of the numbers dropped in training, of the embeddings and of what each layer adds.
     """
 
     in_width: int
@@ -52,6 +54,7 @@ class QFormerConfig:
     vocab_size: int | None = None
     max_positions: int = 512
     num_features: int | None = None
+    dropout: float = 0.0
 
     kind: ClassVar[str] = "qformer"
 
@@ -64,6 +67,8 @@ class QFormerConfig:
             raise ConfigError(
                 f"qformer projector: query_width {self.query_width} is not a multiple of num_heads {self.num_heads}"
             )
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"qformer projector: dropout must be in [0, 1), got {self.dropout}")
 
     @property
     def cross_layers(self) -> tuple[int, ...]:
@@ -71,13 +76,15 @@ class QFormerConfig:
         return tuple(range(0, self.num_layers, self.cross_attention_frequency))
 
     def num_tokens(self, num_features: int, grid=None) -> int:
-        """Tokens of one item, whatever its grid: the queries.
+        """Tokens of one item, whatever its grid: the queries, once for every `num_features` of its features.
 
         Raises:
-            ConfigError: the encoder gives another number of features than the config says.
+            ConfigError: the encoder gives no whole number of times the features that the config says.
         """
-        check_features(self.kind, self.num_features, num_features)
-        return self.num_queries
+        frames = num_features // self.num_features if self.num_features else 1
+        if frames < 1 or (self.num_features and num_features % self.num_features):
+            check_features(self.kind, self.num_features, num_features)
+        return frames * self.num_queries
 
 
 def _attention(config: QFormerConfig, dtype: jnp.dtype) -> Attention:
@@ -86,7 +93,10 @@ def _attention(config: QFormerConfig, dtype: jnp.dtype) -> Attention:
 
 
 class SelfBlock(nn.Module):
-    """What every block has: norm(x + attn(x)), and norm(x + mlp(x)) with other weights for queries and text."""
+    """What every block has: norm(x + attn(x)), and norm(x + mlp(x)) with other weights for queries and text.
+
+    With the rng "dropout", dropout is on.
+    """
 
     config: QFormerConfig
     dtype: jnp.dtype = jnp.float32
@@ -100,17 +110,18 @@ class SelfBlock(nn.Module):
         if c.vocab_size:
             self.text_mlp = MLP(*size, use_bias=True, dtype=self.dtype)
             self.text_mlp_norm = LayerNorm(c.norm_eps, self.dtype)
+        self.drop = nn.Dropout(c.dropout, deterministic=not self.has_rng("dropout"))
 
     def attend(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
         """x [B, Q + T, D] -> the same; mask bool [B, Q + T, Q + T]."""
-        return self.attn_norm(x + self.attn(x, mask)[0])
+        return self.attn_norm(x + self.drop(self.attn(x, mask)[0]))
 
     def feed(self, x: jax.Array, num_queries: int) -> jax.Array:
         """x [B, Q + T, D] -> the same, the first `num_queries` positions as queries."""
         query, text = x[:, :num_queries], x[:, num_queries:]
-        parts = [self.mlp_norm(query + self.mlp(query))] if num_queries else []
+        parts = [self.mlp_norm(query + self.drop(self.mlp(query)))] if num_queries else []
         if text.shape[1]:
-            parts.append(self.text_mlp_norm(text + self.text_mlp(text)))
+            parts.append(self.text_mlp_norm(text + self.drop(self.text_mlp(text))))
         return jnp.concatenate(parts, axis=1)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -119,7 +130,7 @@ class SelfBlock(nn.Module):
 
 
 class CrossBlock(nn.Module):
-    """What some blocks have besides: norm(x + attn(x, features))."""
+    """What some blocks have besides: norm(x + attn(x, features)). With the rng "dropout", dropout is on."""
 
     config: QFormerConfig
     dtype: jnp.dtype = jnp.float32
@@ -127,14 +138,21 @@ class CrossBlock(nn.Module):
     def setup(self):
         self.attn = _attention(self.config, self.dtype)
         self.norm = LayerNorm(self.config.norm_eps, self.dtype)
+        self.drop = nn.Dropout(self.config.dropout, deterministic=not self.has_rng("dropout"))
 
     def __call__(self, x: jax.Array, features: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """x [B, Q, D], features [B, N, in_width], mask bool [B, 1, N] -> [B, Q, D]."""
-        return self.norm(x + self.attn(x, mask, source=features)[0])
+        return self.norm(x + self.drop(self.attn(x, mask, source=features)[0]))
 
 
 def _at(tree: Any, index: int | slice) -> Any:
-    return jax.tree.map(lambda leaf: leaf[index], tree)
+    """One layer, or some, of stacked leaves or of a tuple of one tree a layer."""
+    return tree[index] if isinstance(tree, tuple) else jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+def _noise(key: jax.Array | None, call: int) -> dict[str, jax.Array]:
+    """The rngs of one of a block's calls; none without a key."""
+    return {} if key is None else {"dropout": jax.random.fold_in(key, call)}
 
 
 class QFormer(nn.Module):
@@ -149,7 +167,7 @@ class QFormer(nn.Module):
 
     def setup(self):
         c = self.config
-        self.norm = LayerNorm(c.norm_eps, self.dtype)
+        self.norm, self.drop = LayerNorm(c.norm_eps, self.dtype), nn.Dropout(c.dropout)
         if c.vocab_size:
             normal = nn.initializers.normal(0.02)
             tokens = nn.with_logical_partitioning(normal, ("vocab", "embed"))
@@ -177,6 +195,7 @@ class QFormer(nn.Module):
         features: jax.Array | None = None,
         mask: jax.Array | None = None,
         seen: jax.Array | None = None,
+        rng: jax.Array | None = None,
     ) -> jax.Array:
         """Hidden states [B, Q + T, D].
 
@@ -186,30 +205,41 @@ class QFormer(nn.Module):
             features: [B, N, in_width]; needed where there are queries.
             mask: bool [B, Q + T, Q + T] as `objective_mask` gives it; None: all see all.
             seen: bool [B, N], False is padding.
+            rng: key of dropout, which is off without.
         """
-        every = self.config.cross_attention_frequency
+        every, layers = self.config.cross_attention_frequency, self.config.num_layers
         visible = None if seen is None else seen[:, None]
 
         def period(params: Any, x: jax.Array, cache: Any = None) -> tuple[jax.Array, Any]:
             """One block that reads the features and those behind it that do not."""
             for index in range(depth(params["blocks"])):
-                one = {"params": _at(params["blocks"], index)}
-                x = self.self_block.apply(one, x, mask, method="attend")
+                one, key = {"params": _at(params["blocks"], index)}, _at(params["keys"], index)
+                x = self.self_block.apply(one, x, mask, method="attend", rngs=_noise(key, 0))
                 if index == 0 and num_queries:
-                    query = self.cross_block.apply({"params": params["cross"]}, x[:, :num_queries], features, visible)
+                    cross, query = {"params": params["cross"]}, x[:, :num_queries]
+                    query = self.cross_block.apply(cross, query, features, visible, rngs=_noise(key, 1))
                     x = jnp.concatenate([query, x[:, num_queries:]], axis=1)
-                x = self.self_block.apply(one, x, num_queries, method="feed")
+                x = self.self_block.apply(one, x, num_queries, method="feed", rngs=_noise(key, 2))
             return x, cache
 
-        x = self.norm(x)
-        whole, rest = divmod(self.config.num_layers, every)
+        x, keys = self.norm(x), None
+        if rng is not None:
+            first, rng = jax.random.split(rng)
+            x = self.drop(x, deterministic=False, rng=first)
+            keys = jax.random.split(rng, layers)
+        stack = {"blocks": self.blocks, "keys": keys}
+        if isinstance(self.blocks, tuple):
+            for number, start in enumerate(range(0, layers, every)):
+                own = {name: _at(part, slice(start, start + every)) for name, part in stack.items()}
+                x, _ = period({**own, "cross": _at(self.cross, number)}, x)
+            return x
+        whole, rest = divmod(layers, every)
         inside, behind = slice(whole * every), slice(whole * every, None)
         if whole:
             split = lambda leaf: leaf[inside].reshape(whole, every, *leaf.shape[1:])
-            first = {"blocks": jax.tree.map(split, self.blocks), "cross": _at(self.cross, slice(whole))}
-            x, _ = run_stack(period, first, x)
+            x, _ = run_stack(period, {**jax.tree.map(split, stack), "cross": _at(self.cross, slice(whole))}, x)
         if rest:
-            x, _ = period({"blocks": _at(self.blocks, behind), "cross": _at(self.cross, -1)}, x)
+            x, _ = period({**_at(stack, behind), "cross": _at(self.cross, -1)}, x)
         return x
 
 
@@ -225,7 +255,7 @@ class QFormerProjector(nn.Module):
 
     @nn.compact
     def __call__(self, media: Media, train: bool = False) -> Media:
-        """`train` turns on dropout in projectors that have any; this one has none.
+        """`train` turns on dropout (needs the rng "dropout" where the config has any).
 
         Raises:
             ValueError: the Q-Former reads text but `media.text` is None, or see `split_items`.
@@ -244,6 +274,12 @@ class QFormerProjector(nn.Module):
             text = qformer.embed(of_item(media.text.tokens), of_item(media.text.positions))
             mask = objective_mask("matching", c.num_queries, of_item(media.text.segment_ids) > 0)
             x = jnp.concatenate([x, text], axis=1)
-        x = qformer(x, c.num_queries, features, mask, seen)[:, : c.num_queries]
+        rng = self.make_rng("dropout") if train and c.dropout else None
+        x = qformer(x, c.num_queries, features, mask, seen, rng)[:, : c.num_queries]
         out = Linear((c.width,), ("feature", "embed"), use_bias=True, dtype=self.dtype, name="out")
-        return join_items(media, out(x), seen)
+        joined = join_items(media, out(x), seen)
+        if c.num_features is not None and media.segment_ids is not None:
+            # What was read by itself may be one of several frames, whose tokens are all of one item.
+            numbers = jnp.asarray(media.segment_ids).reshape(media.values.shape[0], -1, c.num_features).max(axis=2)
+            joined = joined.replace(segment_ids=jnp.repeat(numbers, c.num_queries, axis=1))
+        return joined

@@ -18,12 +18,15 @@ from jax.sharding import Mesh
 
 from mmjax.config import ConfigError
 from mmjax.data.gguf_tokenizer import tokenizer_from_gguf
-from mmjax.data.image import ImageError, ImageProcessor
+from mmjax.data.image import ImageProcessor
 from mmjax.data.processor import Processor
+from mmjax.data.recipes import Recipe, recipe_from_hf
 from mmjax.data.tokenizer import Tokenizer, load_tokenizer
 from mmjax.distributed.mesh import MeshConfig, check_fits
 from mmjax.distributed.rules import shardings
+from mmjax.encoders import EncoderConfig
 from mmjax.encoders.dual import DualEncoderConfig
+from mmjax.encoders.frames import FramesConfig
 from mmjax.interop import gguf, huggingface
 from mmjax.interop.locate import locate
 from mmjax.model import MultimodalLM, MultimodalLMConfig
@@ -36,7 +39,8 @@ class InitConfig:
 
     Attributes:
         backbone: a directory in transformers' layout (of a language model, or of a LLaVA), or a .gguf file.
-        encoders: port -> a directory in transformers' layout (of a vision tower, or of CLIP or SigLIP whole).
+        encoders: port -> a directory in transformers' layout (of a vision tower, or of CLIP or SigLIP whole); where
+            an encoder takes frames, of the tower of one frame.
             Names on the hub will do as well.
     """
 
@@ -52,7 +56,9 @@ class ProcessorConfig:
         tokenizer: a directory, a .gguf file, "bytes" (one token a byte, then <s> and </s>), or None: that of
             `init.backbone`.
         placeholders: port -> what the template prints for an item; becomes a control token.
-        images: port -> fields of `mmjax.data.image.ImageProcessor`.
+        images: port -> fields of `mmjax.data.image.ImageProcessor`; or, where they name the class of a processor of
+            transformers (image_processor_type, video_processor_type or feature_extractor_type), of its
+            preprocessor_config.json. A port without any takes float arrays as they are.
         template: jinja source, or None: the tokenizer's own.
         lengths, items, targets, too_long: see `TokenPlan`.
     """
@@ -166,6 +172,12 @@ def _backbone(config: TrainConfig) -> dict[str, Any]:
 
 def _encoder(config: TrainConfig, port: str, source: str) -> dict[str, Any]:
     source, wanted = str(locate(source)), config.model.encoders[port]
+    if isinstance(wanted, FramesConfig):
+        return {"frame": _tower(config, port, source, wanted.encoder)}
+    return _tower(config, port, source, wanted)
+
+
+def _tower(config: TrainConfig, port: str, source: str, wanted: EncoderConfig) -> dict[str, Any]:
     loaded = huggingface.load(source, config.param_dtype, _on_host)
     found, params = loaded.config, loaded.params
     if isinstance(found, DualEncoderConfig):
@@ -177,7 +189,7 @@ def _encoder(config: TrainConfig, port: str, source: str) -> dict[str, Any]:
     # Which features are taken is this config's choice; so is leaving out the map into the shared space.
     free = ("feature_layers", "feature_strategy", "projection_dim")
     _check_same(wanted, found, f"model.encoders.{port}", source, free)
-    if wanted.projection_dim is None:
+    if getattr(wanted, "projection_dim", None) is None:
         params = {name: leaf for name, leaf in params.items() if name != "projection"}
     return params
 
@@ -233,8 +245,8 @@ def make_processor(config: TrainConfig) -> Processor:
                 f"model.media_tokens.{port} is {id_here}, but the tokenizer's id of {printed!r} is {id_there}"
             )
     try:
-        images = {port: ImageProcessor(**fields) for port, fields in spec.images.items()}
-    except (ImageError, TypeError) as error:
+        images = {port: _recipe(port, fields) for port, fields in spec.images.items()}
+    except (ValueError, TypeError) as error:
         raise ConfigError(f"processor.images: {error}") from error
     return Processor(
         tokenizer,
@@ -247,7 +259,14 @@ def make_processor(config: TrainConfig) -> Processor:
         items=spec.items,
         targets=spec.targets,
         too_long=spec.too_long,
+        **model.plan_options,
     )
+
+
+def _recipe(port: str, fields: Mapping[str, Any]) -> Recipe:
+    """The recipe of a port's media, see `ProcessorConfig.images`."""
+    named = any(name.endswith(("_processor_type", "_extractor_type")) for name in fields)
+    return recipe_from_hf(fields, port) if named else ImageProcessor(**fields)
 
 
 def _tokenizer(source: str | None) -> Tokenizer:

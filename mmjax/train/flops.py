@@ -2,9 +2,9 @@
 
 Counted are matrix products and convolutions of the model itself: forward once, once more where a gradient
 passes through to earlier activations, once more for weights that are trained (6N, 4N or 2N a token).
-Attention is counted causal and within its window, input embeddings are not counted, nor is rematerialisation,
-padding, or the output layer where no loss is taken. (Chowdhery et al., 2022, "PaLM", appendix B, with causal
-attention.)
+Attention is counted causal and within its window. Not counted are input embeddings, rematerialisation, padding,
+the output layer where no loss is taken, and experts that a token does not go to. (Chowdhery et al., 2022, "PaLM",
+appendix B, with causal attention.)
 """
 
 import math
@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmjax.backbones.fusion.adapter_prompts import AdapterPromptsConfig
+from mmjax.backbones.fusion.visual_expert import VisualExpertConfig
 from mmjax.data.contracts import Batch, Media, TextStream
 from mmjax.paths import flatten
 from mmjax.train.losses import target_weights
@@ -49,21 +51,60 @@ class StepFlops:
         self._forward: dict[Any, tuple[float, float]] = {}
         config = model.config.backbone
         # A gradient passes through the blocks as soon as anything in or before them is trained.
-        inputs = ("backbone/embed/", "backbone/positions/", "backbone/embed_norm/")
-        before = ("projectors/", "encoders/", *inputs, "backbone/blocks/")
+        inputs = ("backbone/embed/", "backbone/embed_new/", "backbone/positions/", "backbone/embed_norm/")
+        before = ("projectors/", "encoders/", *inputs, "backbone/blocks/", "backbone/fusion/")
         passes = any(path.startswith(before) for path in self._trained)
         self.per_token = 0.0
         for path, leaf in self._leaves.items():
             if path.startswith("backbone/blocks/") and path.endswith(("/kernel", "/lora_a", "/lora_b")):
-                self.per_token += 2 * math.prod(leaf.shape) * self._factor(path in self._trained, passes)
+                used = config.moe.top_k / config.moe.num_experts if "/experts/" in path else 1
+                self.per_token += 2 * used * math.prod(leaf.shape) * self._factor(path in self._trained, passes)
         windowed = sum(config.window_layers)
         self._layers_of = {None: config.num_layers - windowed, config.sliding_window or 0: windowed}
         self.per_pair = 4 * config.num_heads * config.head_dim * self._factor(passes, passes)
+        self._count_fusion(passes)
         head = "backbone/embed/embedding" if config.tie_embeddings else "backbone/lm_head/kernel"
         passes_head = passes or any(path.startswith("backbone/norm/") for path in self._trained)
         self.per_target = (
             2 * config.width * config.vocab_size * self._factor(head in self._trained, passes_head)
         )
+
+    def _count_fusion(self, passes: bool) -> None:
+        """What stands inside the backbone beside its blocks: of a token, of a media token, of a pair of them."""
+        fusion = getattr(self._model.config.backbone, "fusion", None)
+        self.read_layers, self.per_read, expert = 0, 0.0, 0.0
+        for path, leaf in self._leaves.items():
+            if not path.startswith("backbone/fusion/") or not path.endswith("/kernel"):
+                continue
+            flops = 2 * math.prod(leaf.shape) * self._factor(path in self._trained, passes)
+            if isinstance(fusion, VisualExpertConfig):
+                expert += flops
+            elif "/attn/k/" in path or "/attn/v/" in path:
+                self.read_layers, self.per_read = leaf.shape[0], self.per_read + flops
+            else:
+                self.per_token += flops
+        # A media token goes through the expert in place of the text's maps.
+        self.per_media = expert - self.per_token if expert else 0.0
+        if isinstance(fusion, AdapterPromptsConfig):
+            self.per_token += fusion.layers * fusion.num_prompts * self.per_pair
+
+    def _inside(self, text: TextStream, batch: Batch) -> float:
+        """FLOPs of reading media inside the backbone: their keys and values, and the pairs that attend."""
+        config, total, start = self._model.config, 0.0, 0
+        valid = np.asarray(text.segment_ids) > 0
+        for port in (port for port in config.inside if port in batch.media):
+            media, each = batch.media[port], config.layout(port).per_entry
+            stages = {"raw": 1, "encoded": config.encoders[port].num_tokens(), "projected": each}
+            numbers = np.ones(np.shape(media.values)[:2], int) if media.segment_ids is None else media.segment_ids
+            real = np.asarray(numbers)[:, :: stages[media.stage]] > 0
+            total += self.per_read * each * int(real.sum())
+            owned = real if batch.media_owner is None else real[np.asarray(batch.media_owner)]
+            seen = valid[:, :, None] & owned[:, None]
+            if text.media_attention is not None:
+                seen &= np.asarray(text.media_attention)[:, :, start : start + real.shape[1]]
+            total += self.read_layers * self.per_pair * each * int(seen.sum())
+            start += real.shape[1]
+        return total
 
     @staticmethod
     def _factor(trained: bool, passes: bool) -> int:
@@ -73,7 +114,9 @@ class StepFlops:
         """FLOPs of one step on `batch` (host arrays); with `causal` False, attention as the full square."""
         total = 0.0
         for text in batch.texts.values():
-            total += self.per_token * tokens_of(text)
+            total += self.per_token * tokens_of(text) + self._inside(text, batch)
+            if self.per_media and text.media_index is not None:
+                total += self.per_media * int(np.count_nonzero(np.asarray(text.media_index) >= 0))
             for window, layers in self._layers_of.items():
                 if layers:
                     total += layers * self.per_pair * attended_pairs(text, causal, window)

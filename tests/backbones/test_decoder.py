@@ -12,6 +12,7 @@ from mmjax.config import ConfigError
 from mmjax.infer.cache import unstack
 from mmjax.nn.lora import LoRAConfig, add_lora
 from mmjax.nn.masks import windowed
+from mmjax.nn.moe import MixtureConfig, load_balancing_loss
 
 PLAIN = DecoderConfig(31, 12, 5, 2, 1, 6, 20, max_positions=16)
 MIXED = dataclasses.replace(
@@ -88,7 +89,7 @@ def test_adapters_on_a_plain_mlp():
         (dict(head_dim=5), "head_dim 5"),
         (dict(rotary_fraction=0.5), "rotary_fraction 0.5.*not 3"),
         (dict(rotary_fraction=0.0), "rotary_fraction 0.0"),
-        (dict(position="sinusoidal"), "backbone.position"),
+        (dict(position="absolute"), "backbone.position"),
         (dict(sliding_window=0), "backbone.sliding_window"),
         (dict(sliding_window=4, window_pattern=(False,)), "backbone.window_pattern"),
         (dict(logit_cap=-1.0), "backbone.logit_cap"),
@@ -106,3 +107,31 @@ def test_options_that_cannot_be_are_named(changes, message):
 def test_heads_of_odd_width_where_nothing_rotates():
     config = dataclasses.replace(PLAIN, head_dim=5, position="alibi", num_kv_heads=2)
     assert np.isfinite(run(config, init(config), TOKENS)).all()
+
+
+@pytest.mark.slow
+def test_experts_in_both_forms_of_blocks_and_their_routers_logits():
+    config = dataclasses.replace(PLAIN, num_layers=2, moe=MixtureConfig(4, 2, 9))
+    params = init(config)
+    assert params["blocks"]["mlp"]["experts"]["up"]["kernel"].shape == (2, 4, 12, 9)
+    positions = jnp.broadcast_to(jnp.arange(9), TOKENS.shape)
+    mask = jnp.tril(jnp.ones((9, 9), bool))[None]
+
+    def balance(params):
+        module = Decoder(config, remat="full")
+        embeddings = module.apply({"params": params}, TOKENS, method="embed")
+        hidden, cache, logits = module.apply({"params": params}, embeddings, positions, mask, router_logits=True)
+        assert cache is None
+        return load_balancing_loss(logits, 2, jnp.ones(TOKENS.shape, bool)), (hidden, logits)
+
+    (_, (hidden, logits)), grads = jax.jit(jax.value_and_grad(balance, has_aux=True))(params)
+    assert logits.shape == (2, 2, 9, 4) and logits.dtype == jnp.float32
+    np.testing.assert_allclose(hidden, run(config, params, TOKENS), atol=1e-5)
+    _, looped = jax.jit(balance)(unstack({"backbone": params})["backbone"])
+    for mine, theirs in zip((hidden, logits), looped, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5)
+    routers = grads["blocks"]["mlp"]["router"]["kernel"]
+    assert all(float(jnp.abs(routers[layer]).max()) > 0 for layer in range(2))
+    with pytest.raises(ConfigError, match="router_logits: backbone.moe is None"):
+        Decoder(PLAIN).apply({"params": init(PLAIN)}, jnp.zeros((1, 2, 12)), positions[:1, :2], mask[:, :2, :2],
+                             router_logits=True)  # fmt: skip

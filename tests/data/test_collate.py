@@ -8,6 +8,7 @@ import pytest
 from mmjax.data.chat_template import MediaSpan, TextSpan
 from mmjax.data.collate import collate
 from mmjax.data.contracts import Batch
+from mmjax.data.items import Layout
 from mmjax.data.token_plan import Bucket, MediaSize, TokenPlan, TokenPlanError
 
 PORTS = {"image": 900, "depth": 901, "audio": 902}
@@ -186,3 +187,16 @@ def test_what_does_not_fit_is_named():
     uneven = dataclasses.replace(samples[3], item_tokens={**samples[3].item_tokens, "image": (4, 4, 4)})
     with pytest.raises(TokenPlanError, match="s0 has image items of 3 tokens and s3 of 4"):
         collate([samples[0], uneven], plan)
+
+
+def test_raw_items_of_two_axes_are_told_from_features_by_the_layout():
+    rng = np.random.default_rng(0)
+    plan = TokenPlan(lambda port, grid, size: 3, {"audio": 9}, (8,), layouts={"audio": Layout((4, 5), lambda n: 3 * n)})
+    spans = [MediaSpan("audio", 0), TextSpan((1, 2), (0.0, 1.0))]
+    sound = rng.normal(size=(4, 5)).astype(np.float32)
+    sample = plan.plan_sample(spans, {"audio": [MediaSize()]}, "a").with_media({"audio": [sound]})
+    media = collate([sample], plan).media["audio"]
+    assert media.stage == "raw" and media.values.shape == (1, 1, 4, 5)
+    np.testing.assert_array_equal(media.values[0, 0], sound)
+    features = sample.with_media({"audio": [sound[:3]]})
+    assert collate([features], plan).media["audio"].stage == "encoded"

@@ -218,8 +218,8 @@ def test_loading_what_is_not_there(checkpoint, tmp_path):
         load_processor(tmp_path, count)
     with pytest.raises(ValueError, match="'<frog>' for port 'image'"):
         load_processor(checkpoint, count, placeholders={"image": "<frog>"})
-    (checkpoint / "preprocessor_config.json").write_text('{"image_processor_type": "Qwen2VLImageProcessor"}')
-    with pytest.raises(ValueError, match="llava.*Qwen2VLImageProcessor"):
+    (checkpoint / "preprocessor_config.json").write_text('{"image_processor_type": "FancyImageProcessor"}')
+    with pytest.raises(ValueError, match="llava.*FancyImageProcessor"):
         load_processor(checkpoint, count)
     (checkpoint / "preprocessor_config.json").write_text("{")
     with pytest.raises(ValueError, match=r"preprocessor_config\.json: not valid JSON"):

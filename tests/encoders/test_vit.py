@@ -75,6 +75,8 @@ def test_bad_options_and_inputs_are_named():
         ({"num_registers": -1}, "num_registers"),
         ({"pool": "class_twice"}, "needs final_norm"),
         ({"feature_layers": (4,)}, "3 hidden states"),
+        ({"packed": True}, "packed needs resize_positions, no class_token"),
+        ({"norm": "batch"}, "norm"),
     ):
         with pytest.raises(ConfigError, match=words):
             dataclasses.replace(CONFIG, **change)

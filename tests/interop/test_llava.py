@@ -186,8 +186,8 @@ def test_defaults_that_hub_files_leave_out():
     }
     from mmjax.interop.huggingface import llava
 
-    config = llava.config_from_hf(hf)
-    assert config == llava.config_from_hf({**hf, "vision_config": None})
+    config = llava.FAMILY.config_from_hf(hf)
+    assert config == llava.FAMILY.config_from_hf({**hf, "vision_config": None})
     assert config.num_tokens("image") == 576
     size = sum(
         np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(MultimodalLM(config).param_shapes())
@@ -213,7 +213,7 @@ def test_errors_of_parts_and_of_weights(tmp_path):
     assert "1 left over" in message and "image_newline (36,)" in message
     assert "linear_1.weight is (36, 31), should be (36, 30)" in message
     config = json.loads((tmp_path / "config.json").read_text())
-    for key, wrong in (("text_config", "gemma"), ("vision_config", "pixtral")):
+    for key, wrong in (("text_config", "bert"), ("vision_config", "pixtral")):
         (tmp_path / "config.json").write_text(json.dumps({**config, key: {"model_type": wrong}}))
         with pytest.raises(ConfigError, match=f"{key}.model_type '{wrong}' is not supported"):
             load(tmp_path)

@@ -64,3 +64,17 @@ def test_distances_and_windows_in_a_cache_with_gaps():
     np.testing.assert_array_equal(np.asarray(distances(mask))[mask], far(mask)[mask])
     expected = [[0, 0, 0, 0, 1, 1, 0, 1, 1, 0], [0, 1, 1, 0, 0, 0, 0, 1, 1, 0]]
     np.testing.assert_array_equal(windowed(mask, 4)[:, 0], np.array(expected, bool))
+
+
+def test_windows_of_tokens_that_see_each_other():
+    """Of a prefix of five tokens behind one of padding, each sees those in reach and all later ones; or all."""
+    segment = np.array([[0, 1, 1, 1, 1, 1, 1, 1, 1]])
+    group = np.array([[0, 1, 1, 1, 1, 1, 0, 0, 0]])
+    mask = np.asarray(attention_mask(TextStream(segment, segment, segment, bidirectional_group=group)))
+    near, wide = windowed(mask, 2), windowed(mask, 2, pairs=False)
+    for query in range(1, 9):
+        for key in range(1, 9):
+            both = query <= 5 and key <= 5
+            assert near[0, query, key] == ((key <= query or both) and key > query - 2)
+            assert wide[0, query, key] == (both or query - 2 < key <= query)
+    np.testing.assert_array_equal(windowed(mask[:, 4:5], 2, pairs=False), windowed(mask[:, 4:5], 2))

@@ -8,7 +8,7 @@ import pytest
 
 from mmjax.config import ConfigError
 from mmjax.nn.block import Block, BlockConfig
-from mmjax.nn.stack import depth, init_stack, run_stack
+from mmjax.nn.stack import depth, init_stack, run_groups, run_stack, side_by_side
 
 BLOCK = Block(BlockConfig(10, 14, 2, 1, 4, "silu", "rms", 1e-6, gated=True), parent=None)
 
@@ -62,3 +62,23 @@ def test_part_of_a_stack_then_the_rest_is_the_whole():
 def test_unknown_remat_is_named():
     with pytest.raises(ConfigError, match='"full"'):
         run_stack(apply, stacked(), X, remat="ful")
+
+
+def test_groups_with_a_layer_of_another_stack_before_each():
+    blocks, others = stacked(4), stacked(2)
+    before = lambda params, x: apply(params, x, None)[0]
+    counted = lambda layer, x, cache: (apply(layer["block"], x, None)[0], cache + layer["number"])
+    loop, between, x = unstacked(blocks), unstacked(others), X
+    for layer in range(4):
+        x = before(between[layer // 2], x) if layer % 2 == 0 else x
+        x, _ = apply(loop[layer], x, None)
+    many = side_by_side(block=blocks, number=jnp.arange(4))
+    for remat in ("none", "full"):
+        out, cache = run_groups(before, others, counted, many, X, jnp.full((4, 2), 10), remat)
+        np.testing.assert_allclose(out, x, atol=1e-5)
+        np.testing.assert_array_equal(cache, [[10, 10], [11, 11], [12, 12], [13, 13]])
+    single = side_by_side(block=loop, number=tuple(range(4)))
+    out, cache = run_groups(before, between, counted, single, X, (10,) * 4)
+    np.testing.assert_allclose(out, x, atol=1e-5)
+    assert cache == (10, 11, 12, 13)
+    assert run_groups(before, others, apply, blocks, X)[1] is None

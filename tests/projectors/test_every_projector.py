@@ -14,7 +14,10 @@ from mmjax.model import MultimodalLM, MultimodalLMConfig
 from mmjax.paths import flatten
 from mmjax.projectors import PROJECTORS
 from mmjax.projectors.abstractor import AbstractorConfig
+from mmjax.projectors.cif import CIFConfig
+from mmjax.projectors.deep_merge import DeepMergeConfig
 from mmjax.projectors.downsample import MergeConfig, PoolConfig
+from mmjax.projectors.latent_attention import LatentAttentionConfig
 from mmjax.projectors.ldp import LDPConfig, LDPv2Config
 from mmjax.projectors.linear import LinearProjectorConfig
 from mmjax.projectors.mlp import MLPProjectorConfig
@@ -22,6 +25,8 @@ from mmjax.projectors.perceiver import PerceiverConfig
 from mmjax.projectors.pooled import PooledProjectorConfig
 from mmjax.projectors.qformer import QFormerConfig
 from mmjax.projectors.resampler import ResamplerConfig
+from mmjax.projectors.spatio_temporal import SpatioTemporalConfig
+from mmjax.projectors.tiles import TilesConfig
 
 # Images of 4 x 4 patches, 12 channels a feature, 20 in the LLM; two images a row.
 GRID, FEATURES, IN, OUT = (4, 4), 16, 12, 20
@@ -49,18 +54,23 @@ CONFIGS = {
         num_features=FEATURES,
         **PERCEIVER,
     ),
+    "latent attention": LatentAttentionConfig(IN, OUT, 3, num_heads=2, output_scale=2.0, num_features=FEATURES),
     "resampler": ResamplerConfig(IN, OUT, GRID, (3, 3), num_heads=2, post=True),
     "merge": MergeConfig(IN, OUT, 2, GRID),
     "merge in blocks": MergeConfig(IN, OUT, 2, order="blocks", norm_at="before", hidden=14),
     "pool": PoolConfig(IN, OUT, GRID, (2, 3), hidden=14),
+    "pool, normed": PoolConfig(IN, OUT, GRID, (2, 2), pool_first=True, norm="rms", norm_offset=1.0, bias=False),
     "ldp": LDPConfig(IN, OUT, GRID),
     "ldp_v2": LDPv2Config(IN, OUT, GRID, (3, 2)),
+    "cif": CIFConfig(IN, OUT, 6, hidden=5, num_heads=2, mlp_width=14, num_features=FEATURES),
     "abstractor": AbstractorConfig(IN, OUT, GRID, (3, 2), hidden=14, depth=2, end_tokens=1),
+    "spatio-temporal": SpatioTemporalConfig(MLPProjectorConfig(IN, 14, OUT), 2, FEATURES // 2),
 }
 
 
 def test_every_projector_is_here():
-    assert {type(config) for config in CONFIGS.values()} == set(PROJECTORS)
+    # Of tiles, the LLM gets what the host arranges: test_tiles.py; some tokens are wider than it: test_deep_merge.py.
+    assert {type(config) for config in CONFIGS.values()} | {TilesConfig, DeepMergeConfig} == set(PROJECTORS)
     kinds = [config.kind for config in PROJECTORS]
     assert len(set(kinds)) == len(kinds)
 
@@ -109,7 +119,12 @@ def test_inside_a_model(name):
         spec(axes[path])  # every axis has a rule, and no two share a mesh axis
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+QUICK = ("mlp", "qformer with text", "ldp", "merge", "resampler", "cif")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
+)
 def test_gradients_and_bfloat16(tools, random, name):
     config = CONFIGS[name]
     params = tools.init(config, FEATURES)

@@ -1,5 +1,8 @@
 """The Q-Former against transformers' BLIP-2 and InstructBLIP, its masks against a table, items apart."""
 
+import dataclasses
+
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -14,10 +17,12 @@ from transformers import (
 )
 
 from mmjax.config import ConfigError, from_dict, to_dict
-from mmjax.data.contracts import TextStream
+from mmjax.data.contracts import Media, TextStream
+from mmjax.infer.cache import unstack
 from mmjax.interop.huggingface import qformer as names
 from mmjax.interop.table import Row, export_params, import_params
-from mmjax.projectors.qformer import QFormer, QFormerConfig
+from mmjax.projectors import PROJECTORS
+from mmjax.projectors.qformer import QFormer, QFormerConfig, SelfBlock
 from mmjax.projectors.qformer_masks import OBJECTIVES, objective_mask
 
 HF = dict(
@@ -224,10 +229,15 @@ def test_items_do_not_see_each_other_or_padding(tools, random):
 def test_counts_and_errors(tools, random):
     config = QFormerConfig(**{**vars(CONFIG), "num_features": 9})
     assert config.num_tokens(9) == 4 and CONFIG.num_tokens(12345) == 4
+    assert config.num_tokens(27) == 12  # three frames
+    with pytest.raises(ConfigError, match="dropout must be in \\[0, 1\\), got 1"):
+        QFormerConfig(14, 10, query_width=24, num_heads=3, dropout=1)
     assert CONFIG.cross_layers == (0, 2, 4)
     assert from_dict(QFormerConfig, to_dict(CONFIG)) == CONFIG
     with pytest.raises(ConfigError, match="num_features is 9, but the encoder gives 10"):
         config.num_tokens(10)
+    with pytest.raises(ConfigError, match="num_features is 9, but the encoder gives 0"):
+        config.num_tokens(0)
     with pytest.raises(ConfigError, match="query_width 24 is not a multiple of num_heads 5"):
         QFormerConfig(14, 10, query_width=24, num_heads=5)
     with pytest.raises(ConfigError, match="cross_attention_frequency must be at least 1, got 0"):
@@ -239,6 +249,50 @@ def test_counts_and_errors(tools, random):
         tools.run(config, params, np.zeros((1, 10, 14)))
     with pytest.raises(ValueError, match="nothing says how many items 9 features are"):
         tools.run(CONFIG, params, np.zeros((1, 9, 14)))
+
+
+def test_blocks_one_by_one_equal_the_stack(tools, random):
+    """Decoding hands over a tuple of one tree a layer. Two frames of one item a row, with the row's text."""
+    config = dataclasses.replace(CONFIG, num_features=9)
+    params = tools.init(config, 9)
+    features = random.normal(size=(2, 18, 14)).astype(np.float32)
+    text = stream(random.integers(0, 43, (2, 6)), np.ones((2, 6)))
+    segments = np.ones((2, 18), np.int32)
+    segments[1, 9:] = 0
+    wanted = tools.run(config, params, features, text=text, segment_ids=segments)
+    np.testing.assert_array_equal(wanted.segment_ids, [[1] * 8, [1] * 4 + [0] * 4])
+    tools.close(tools.run(config, unstack(params), features, text=text, segment_ids=segments).values, wanted.values)
+
+
+def test_dropout_falls_on_what_layers_add(tools, random):
+    """Off without the flag; with it, another key drops other numbers."""
+    config = dataclasses.replace(CONFIG, num_layers=2, num_features=9, dropout=0.25)
+    params = tools.init(config, 9)
+    text = stream(random.integers(0, 43, (2, 6)), np.ones((2, 6)))
+    media = Media(random.normal(size=(2, 9, 14)).astype(np.float32), stage="encoded", text=text)
+    module = PROJECTORS[QFormerConfig](config)
+    run = jax.jit(
+        lambda params, train, key: module.apply({"params": params}, media, train, rngs={"dropout": key}).values,
+        static_argnums=1,
+    )
+    off, one, two = (run(params, train, jax.random.key(seed)) for train, seed in ((False, 1), (True, 1), (True, 2)))
+    np.testing.assert_array_equal(off, run(params, False, jax.random.key(2)))
+    assert min(np.abs(one - off).max(), np.abs(one - two).max()) > 0.01
+    np.testing.assert_array_equal(one, run(params, True, jax.random.key(1)))
+
+
+def test_dropout_keeps_its_share_and_makes_up_for_the_rest(random):
+    """A block that adds ones alone shows which of them are kept: three quarters, made larger by a third."""
+    block = SelfBlock(dataclasses.replace(CONFIG, dropout=0.25))
+    x = random.normal(size=(64, 10, 24)).astype(np.float32)
+    params = jax.tree.map(np.zeros_like, nn.unbox(block.init(jax.random.key(0), x[:1, :2])["params"]))
+    params["attn"]["o"]["bias"] = params["attn_norm"]["scale"] = np.ones(24, np.float32)
+    out = lambda x: block.apply({"params": params}, x, None, method="attend", rngs={"dropout": jax.random.key(3)})
+    kept = np.asarray(out(np.zeros_like(x))) > 0
+    assert abs(kept.mean() - 0.75) < 0.015 and not (kept[0] == kept[1]).all()
+    wanted = x + kept / 0.75
+    wanted = (wanted - wanted.mean(axis=-1, keepdims=True)) / wanted.std(axis=-1, keepdims=True)
+    np.testing.assert_allclose(out(x), wanted, atol=1e-4)
 
 
 def test_rows_of_every_second_layer_name_those_layers():

@@ -10,6 +10,7 @@ from mmjax.config import ConfigError, from_dict
 from mmjax.configuration import load_config, to_plain
 from mmjax.distributed.mesh import MeshConfig, make_mesh
 from mmjax.encoders.dual import Tower
+from mmjax.encoders.frames import FramesConfig
 from mmjax.interop import huggingface
 from mmjax.model import MultimodalLM, MultimodalLMConfig
 from mmjax.paths import flatten
@@ -66,6 +67,23 @@ def test_parts_come_from_their_checkpoints_and_the_rest_is_fresh(config, mesh, p
     whole = flatten(fresh(model, config.seed))
     for path in ("projectors/image/fc1/kernel", "projectors/image/fc2/bias"):
         np.testing.assert_allclose(found[path], whole[path], atol=1e-6)
+
+
+def test_frames_take_the_weights_of_an_image_tower(config, mesh, parts):
+    folder, _, vision = parts
+    port, model, spec = "video", config.model, config.processor
+    model = dataclasses.replace(
+        model,
+        encoders={port: FramesConfig(model.encoders["image"], 2)},
+        projectors={port: model.projectors["image"]},
+        media_tokens={port: 258},
+    )
+    spec = dataclasses.replace(spec, placeholders={port: "<video>"}, images={}, items={})
+    init = InitConfig(None, {port: str(folder / "vision")})
+    _, params, _ = assemble(dataclasses.replace(config, model=model, processor=spec, init=init), mesh)
+    found = flatten(params)
+    for path, leaf in flatten(vision).items():
+        np.testing.assert_array_equal(found[f"encoders/video/frame/{path}"], leaf, err_msg=path)
 
 
 def test_fresh_parts_are_made_on_the_mesh(config):

@@ -1,15 +1,22 @@
 """FLOPs against hand counts and brute force, the peaks, and the cache of encoder features."""
 
+import dataclasses
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mmjax.backbones.decoder import DecoderConfig
+from mmjax.backbones.fusion.adapter_prompts import AdapterPromptsConfig
+from mmjax.backbones.fusion.gated_cross_attention import GatedCrossAttentionConfig
+from mmjax.backbones.fusion.visual_expert import VisualExpertConfig
 from mmjax.data.contracts import Batch, Media, TextStream
 from mmjax.encoders.vit import ViTConfig
 from mmjax.model import MultimodalLM, MultimodalLMConfig
 from mmjax.nn.masks import attention_mask, windowed
+from mmjax.nn.moe import MixtureConfig
 from mmjax.paths import flatten
 from mmjax.projectors.mlp import MLPProjectorConfig
 from mmjax.train.features import cache_features
@@ -110,6 +117,25 @@ def test_windows_learned_positions_and_plain_mlps():
     assert StepFlops(model, ["backbone/positions/embedding"]).of(Batch({"text": text}, {})) == expected
 
 
+@pytest.mark.parametrize("routing", ["dense", "grouped"])
+def test_experts_that_a_token_does_not_go_to_are_not_counted(routing):
+    moe = MixtureConfig(6, 2, 7, shared_width=5, shared_gate=True, routing=routing)
+    model = MultimodalLM(MultimodalLMConfig(DecoderConfig(V, D, L, H, K, C, F, moe=moe)))
+    batch = Batch({"text": make_batch().texts["text"]}, {})
+    attention, router = D * H * C * 2 + D * K * C * 2, D * 6
+    expert, shared = 3 * D * 7, 3 * D * 5 + D
+    leaves = flatten(model.param_shapes())
+    sizes = {path: math.prod(leaf.shape) for path, leaf in leaves.items() if "/mlp/" in path}
+    assert sum(sizes.values()) == L * (6 * expert + router + shared)  # all there, and all counted as parameters
+    blocks = L * (attention + router + 2 * expert + shared)
+    forward = 2 * blocks * 12 + 4 * H * C * L * (28 + 15) + 2 * D * V * 5
+    assert StepFlops(model, []).of(batch) == pytest.approx(forward)
+    assert StepFlops(model, list(leaves)).of(batch) == pytest.approx(3 * forward)
+    only = [path for path in leaves if path.startswith("backbone/blocks/mlp/experts/")]
+    expected = 2 * forward + 4 * H * C * L * (28 + 15) + 2 * L * 2 * expert * 12
+    assert StepFlops(model, only).of(batch) == pytest.approx(expected)
+
+
 def test_traced_flops_counts_convolutions_loops_and_branches():
     x, kernel = jnp.zeros((2, 9, 8, 3)), jnp.zeros((3, 2, 3, 5))
 
@@ -153,3 +179,35 @@ def test_cached_features_are_those_of_the_encoder():
         cache_features(MODEL, params, "image", [*images[:4], images[4, :, :5]], batch_size=3)
     with pytest.raises(ValueError, match="no image to encode for port 'image'"):
         cache_features(MODEL, params, "image", [])
+
+
+def with_fusion(fusion, **options):
+    backbone = dataclasses.replace(MODEL.config.backbone, fusion=fusion)
+    return MultimodalLM(dataclasses.replace(MODEL.config, backbone=backbone, **options))
+
+
+def test_fusion_inside_the_backbone_by_hand():
+    """Only what is inside is trained: products of frozen maps count twice, of trained ones three times."""
+    plain = StepFlops(MODEL, ["backbone/blocks/attn_norm/scale"]).of(make_batch("projected"))
+
+    def extra(model, batch):
+        trained = [path for path in flatten(model.param_shapes()) if path.startswith("backbone/fusion/")]
+        return StepFlops(model, trained).of(batch) - plain
+
+    tokens, prompts = 12, AdapterPromptsConfig(num_prompts=5, layers=2)
+    assert extra(with_fusion(prompts), make_batch("projected")) == 3 * 5 * 2 * 4 * H * C * tokens
+    # Tokens of media go through trained maps instead of frozen ones.
+    batch = make_batch("projected")
+    index = np.full((2, 7), -1, np.int32)
+    index[0, 1:5] = range(4)
+    batch = batch.replace(texts={"text": batch.text.replace(media_index=index)})
+    assert extra(with_fusion(VisualExpertConfig()), batch) == (3 - 2) * 2 * BLOCKS * 4
+    # Row 0 has two images of four tokens, row 1 one and padding; the first four tokens see the first alone.
+    gated = with_fusion(GatedCrossAttentionConfig(D, every=3), inside=("image",), media_tokens={})
+    seen = np.zeros((2, 7, 2), bool)
+    seen[:, :, 0], seen[:, 4:, 1] = True, True
+    text = make_batch().text.replace(media_attention=seen)
+    media = Media(np.zeros((2, 8, D), np.float32), np.repeat([[1, 2], [1, 0]], 4, axis=1), stage="projected")
+    pairs = 4 * (7 + 3 + 5)
+    maps = 3 * 2 * ((2 * D * H * C + 3 * D * F) * tokens + 2 * D * K * C * 4 * 3)
+    assert extra(gated, Batch({"text": text}, {"image": media})) == maps + 3 * 4 * H * C * pairs

@@ -16,80 +16,129 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from mmjax.backbones.encoder_decoder import EncoderDecoderConfig
 from mmjax.config import ConfigError, nearest
 from mmjax.encoders import ENCODERS, EncoderConfig
+from mmjax.encoders.ast import ASTConfig
+from mmjax.encoders.clap import CLAPConfig
 from mmjax.encoders.convnext import ConvNeXtConfig
 from mmjax.encoders.dual import DualEncoder, DualEncoderConfig, Tower
 from mmjax.encoders.resnet import ResNetConfig
+from mmjax.encoders.sam import SamEncoderConfig
 from mmjax.encoders.swin import SwinConfig
 from mmjax.encoders.text import TextEncoderConfig
+from mmjax.encoders.timesformer import TimeSformerConfig
+from mmjax.encoders.video_vit import VideoViTConfig
 from mmjax.encoders.vit import ViTConfig
+from mmjax.encoders.wav2vec2 import Wav2Vec2Config
+from mmjax.encoders.whisper import WhisperEncoderConfig
 from mmjax.interop.huggingface import (
-    blip2_vision,
-    bloom,
+    ast,
+    blip2,
+    clap,
     clip,
     convnext,
-    dinov2,
-    gemma,
-    gemma2,
-    gemma3,
-    gpt2,
-    gpt_neox,
-    gptj,
-    llama,
+    fuyu,
+    gemma3_vision,
+    idefics,
+    idefics2,
+    idefics3,
+    instructblip,
+    instructblipvideo,
+    internvl,
+    kosmos2,
     llava,
-    mistral,
-    mpt,
-    opt,
-    phi,
-    phi3,
-    qwen2,
-    qwen3,
+    llava_next,
+    llava_next_video,
+    llava_onevision,
+    mistral3,
+    paligemma,
+    qwen2_5_vl,
+    qwen2_vl,
+    qwen3_vl,
     resnet,
+    sam,
     siglip,
-    siglip2,
+    smolvlm,
     swin,
-    vit,
+    timesformer,
+    video_llava,
+    videomae,
+    vipllava,
+    vivit,
+    wav2vec2,
+    whisper,
 )
+from mmjax.interop.huggingface.blip2 import QFormerFamily
+from mmjax.interop.huggingface.decoders import TEXT
+from mmjax.interop.huggingface.encoder_decoders import ENCODER_DECODERS, encoder_decoder_family
+from mmjax.interop.huggingface.fuyu import FuyuFamily
+from mmjax.interop.huggingface.idefics import IdeficsFamily
+from mmjax.interop.huggingface.kosmos2 import Kosmos2Family
+from mmjax.interop.huggingface.qwen2_vl import QwenVLFamily
 from mmjax.interop.huggingface.text import TextFamily, text_family
+from mmjax.interop.huggingface.towers import VISION, tower_family
+from mmjax.interop.huggingface.vision_text import VisionTextFamily, system_family
+from mmjax.interop.segmenter import Segmenter, SegmenterConfig
 from mmjax.interop.table import export_params, import_params, rename
 from mmjax.interop.tensors import WeightsError, read_directory, write_directory
 from mmjax.model import MultimodalLM, MultimodalLMConfig
 from mmjax.nn.lora import merge_lora
 from mmjax.paths import flatten
 
-# In the order in which they are asked whether a decoder can be written as one of them.
-TEXT_MODULES = (
-    llama, qwen2, mistral, qwen3, phi3, gemma, gemma2, gemma3, opt, gpt2, gpt_neox, gptj, phi, mpt, bloom,
+# In the order in which they are asked whether a model that takes media can be written as one of them.
+SYSTEM_MODULES = (
+    llava, llava_next, llava_onevision, llava_next_video, video_llava, vipllava, qwen2_vl, qwen2_5_vl, qwen3_vl, blip2,
+    instructblip, instructblipvideo, idefics2, idefics3, smolvlm, internvl, mistral3,
+    paligemma, gemma3_vision, fuyu, kosmos2, idefics,
 )  # fmt: skip
-TEXT: dict[str, TextFamily] = {module.FAMILY.kind: module.FAMILY for module in TEXT_MODULES}
-FAMILIES: dict[str, ModuleType | TextFamily] = {
+SystemFamily = VisionTextFamily | QwenVLFamily | QFormerFamily | FuyuFamily | IdeficsFamily | Kosmos2Family
+SYSTEMS: dict[str, SystemFamily] = {module.FAMILY.kind: module.FAMILY for module in SYSTEM_MODULES}
+FAMILIES: dict[str, ModuleType | TextFamily | SystemFamily] = {
     **TEXT,
-    "llava": llava,
+    **ENCODER_DECODERS,
+    **VISION,
+    **SYSTEMS,
     "clip": clip,
-    "clip_vision_model": clip,
     "clip_text_model": clip,
     "siglip": siglip,
-    "siglip_vision_model": siglip,
     "siglip_text_model": siglip,
-    "siglip2_vision_model": siglip2,
-    "vit": vit,
-    "dinov2": dinov2,
-    "dinov2_with_registers": dinov2,
-    "blip_2_vision_model": blip2_vision,
     "convnext": convnext,
     "convnextv2": convnext,
     "resnet": resnet,
     "swin": swin,
+    "sam": sam,
+    "sam_vision_model": sam,
+    "whisper": whisper,
+    ast.MODEL_TYPE: ast,
+    clap.MODEL_TYPE: clap,
+    "clap": clap,
+    "wav2vec2": wav2vec2,
+    "hubert": wav2vec2,
+    "timesformer": timesformer,
+    "videomae": videomae,
+    "vivit": vivit,
 }
 
-# Encoders with a pyramid of maps: one config class, one family.
-PYRAMIDS: dict[type, ModuleType] = {ConvNeXtConfig: convnext, ResNetConfig: resnet, SwinConfig: swin}
+# Encoders with a pyramid of maps, and those of sound: one config class, one family.
+PYRAMIDS: dict[type, ModuleType] = {
+    ConvNeXtConfig: convnext,
+    ResNetConfig: resnet,
+    SwinConfig: swin,
+    SamEncoderConfig: sam,
+    SegmenterConfig: sam,
+    WhisperEncoderConfig: whisper,
+    ASTConfig: ast,
+    TimeSformerConfig: timesformer,
+    CLAPConfig: clap,
+    Wav2Vec2Config: wav2vec2,
+}
 
-Config = MultimodalLMConfig | DualEncoderConfig | EncoderConfig | TextEncoderConfig
+Config = MultimodalLMConfig | DualEncoderConfig | EncoderConfig | TextEncoderConfig | SegmenterConfig
 MODELS: dict[type, Callable[..., Any]] = {
     MultimodalLMConfig: MultimodalLM,
     DualEncoderConfig: DualEncoder,
+    SegmenterConfig: Segmenter,
     TextEncoderConfig: Tower,
     **dict.fromkeys(ENCODERS, Tower),
 }
@@ -117,29 +166,30 @@ def model_of(config: Config, **options: Any) -> Any:
     return MODELS[type(config)](config, **options)
 
 
-def family_of(config: Config, hf_config: Mapping[str, Any] | None = None) -> ModuleType | TextFamily:
+def family_of(config: Config, hf_config: Mapping[str, Any] | None = None) -> Any:
     """The family that a config of ours is written as; of several that can say all of it, that of `hf_config`.
 
     Raises:
         ConfigError: no family can; the message names the options.
     """
     if isinstance(config, MultimodalLMConfig):
-        if config.encoders:
-            return llava
-        return text_family(config.backbone, TEXT, (hf_config or {}).get("model_type"))
+        find, families = (system_family, SYSTEMS) if config.encoders else (_text_family, TEXT)
+        return find(config, families, (hf_config or {}).get("model_type"))
     if isinstance(config, DualEncoderConfig):
         return siglip if config.logit_bias else clip
     if isinstance(config, ViTConfig):
-        if config.layer_scale is not None:
-            return dinov2
-        if config.resize_positions == "bilinear_antialias":
-            return siglip2
-        if config.class_token and config.final_norm:
-            return blip2_vision if config.pool == "class_twice" else vit
-        return clip if config.class_token else siglip
+        return tower_family(config)
+    if isinstance(config, VideoViTConfig):
+        return vivit if config.class_token else videomae
     if type(config) in PYRAMIDS:
         return PYRAMIDS[type(config)]
     return clip if config.causal else siglip
+
+
+def _text_family(config: MultimodalLMConfig, families: Mapping[str, TextFamily], preferred: str | None) -> Any:
+    if isinstance(config.backbone, EncoderDecoderConfig):
+        return encoder_decoder_family(config.backbone)
+    return text_family(config.backbone, families, preferred)
 
 
 def read_config(directory: str | os.PathLike) -> tuple[Config, dict[str, Any]]:
@@ -244,7 +294,10 @@ def save(
         text = {**out, **out.get("text_config", {})}
         ends = {key: text.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
         ends = {key: value for key, value in ends.items() if value is not None}
-        written.append(_write_json(directory / "generation_config.json", dict(generation_config or ends)))
+        ends = dict(generation_config or ends)
+        if isinstance(config.backbone, EncoderDecoderConfig):
+            ends.setdefault("decoder_start_token_id", config.backbone.start_token)
+        written.append(_write_json(directory / "generation_config.json", ends))
     return written
 
 

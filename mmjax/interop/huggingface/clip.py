@@ -220,7 +220,7 @@ def mlp_rows(ours: str, theirs: str) -> list[Row]:
     ]
 
 
-def vision_rows(config: ViTConfig, ours: str, theirs: str) -> list[Row]:
+def tower_rows(config: ViTConfig, ours: str, theirs: str) -> list[Row]:
     """Rows of an image tower without its projection or attention pool; prefixes end in "/" and "."."""
     table = [
         Row(f"{ours}patch_embed/kernel", f"{theirs}embeddings.patch_embedding.weight", CONV),
@@ -256,7 +256,7 @@ def table(config: DualEncoderConfig | ViTConfig | TextEncoderConfig) -> list[Row
     text = config.text if pair else config
     if isinstance(image, ViTConfig):
         ours = "image/" if pair else ""
-        rows += vision_rows(image, ours, "vision_model.")
+        rows += tower_rows(image, ours, "vision_model.")
         if image.projection_dim:
             rows.append(Row(f"{ours}projection/kernel", "visual_projection.weight", LINEAR))
     if isinstance(text, TextEncoderConfig):

@@ -42,6 +42,7 @@ def qformer_from_hf(
         vocab_size=hf.get("vocab_size", 30522) if reads_text else None,
         max_positions=hf.get("max_position_embeddings", 512),
         num_features=num_features,
+        dropout=hf.get("hidden_dropout_prob", 0.1),
     )
 
 
@@ -56,6 +57,7 @@ def qformer_to_hf(config: QFormerConfig) -> Json:
         "cross_attention_frequency": config.cross_attention_frequency,
         "hidden_act": ACTIVATIONS_TO_HF[config.activation],
         "layer_norm_eps": config.norm_eps,
+        "hidden_dropout_prob": config.dropout,
         "max_position_embeddings": config.max_positions,
     }
     if config.vocab_size:

@@ -17,9 +17,9 @@ from mmjax.interop.huggingface.clip import (
     rewrites,
     text_rows,
     text_sizes,
-    vision_rows,
     vision_sizes,
 )
+from mmjax.interop.huggingface.clip import tower_rows as image_rows
 from mmjax.interop.huggingface.spelling import Json, activation_from_hf, fresh, square
 from mmjax.interop.table import FLAT, LINEAR, Linear, Part, Row, Squeezed
 
@@ -166,7 +166,7 @@ def head_rows(config: ViTConfig, ours: str, theirs: str) -> list[Row]:
 def tower_rows(config: ViTConfig, ours: str, theirs: str) -> list[Row]:
     """Rows of an image tower with its attention pool, if it has one."""
     pool = head_rows(config, ours, theirs) if config.pool == "attention" else []
-    return vision_rows(config, ours, theirs) + pool
+    return image_rows(config, ours, theirs) + pool
 
 
 def table(config: DualEncoderConfig | ViTConfig | TextEncoderConfig) -> list[Row]:

@@ -20,6 +20,7 @@ ACTIVATIONS: dict[str, str] = {
     "gelu_new": "gelu_tanh",
     "quick_gelu": "quick_gelu",
     "relu": "relu",
+    "relu2": "relu2",
 }
 ACTIVATIONS_TO_HF: dict[str, str] = {
     "silu": "silu",
@@ -27,6 +28,7 @@ ACTIVATIONS_TO_HF: dict[str, str] = {
     "gelu_tanh": "gelu_pytorch_tanh",
     "quick_gelu": "quick_gelu",
     "relu": "relu",
+    "relu2": "relu2",
 }
 
 # Keys of RopeScaling and theirs.

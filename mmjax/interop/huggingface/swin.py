@@ -83,14 +83,19 @@ def table(config: SwinConfig) -> list[Row]:
     ]
     if config.absolute_positions:
         rows.append(Row("position_embedding", "embeddings.position_embeddings", Squeezed((0,))))
+    return rows + stage_rows(config)
+
+
+def stage_rows(config: SwinConfig, ours: str = "", theirs: str = "encoder.") -> list[Row]:
+    """The rows of the blocks and of what stands between the stages; prefixes end in "/" and "."."""
+    rows = []
     for stage in range(len(config.depths)):
-        ours, theirs = f"stage_{stage}/", f"encoder.layers.{stage}.blocks." + "{i}."
-        rows += attention_rows(config, ours, f"{theirs}attention.", "self")
-        rows += half_rows(ours, theirs)
-        table_name = f"{theirs}attention.self.relative_position_bias_table"
-        rows.append(Row(f"{ours}attn/offsets", table_name))
+        mine, block = f"{ours}stage_{stage}/", f"{theirs}layers.{stage}.blocks." + "{i}."
+        rows += attention_rows(config, mine, f"{block}attention.", "self")
+        rows += half_rows(mine, block)
+        rows.append(Row(f"{mine}attn/offsets", f"{block}attention.self.relative_position_bias_table"))
         if stage:
-            merge = f"encoder.layers.{stage - 1}.downsample."
-            rows += norm_rows(f"merge_{stage}/norm", f"{merge}norm")
-            rows.append(Row(f"merge_{stage}/out/kernel", f"{merge}reduction.weight", LINEAR))
+            merge = f"{theirs}layers.{stage - 1}.downsample."
+            rows += norm_rows(f"{ours}merge_{stage}/norm", f"{merge}norm")
+            rows.append(Row(f"{ours}merge_{stage}/out/kernel", f"{merge}reduction.weight", LINEAR))
     return rows

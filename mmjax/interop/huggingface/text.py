@@ -13,6 +13,7 @@ import numpy as np
 
 from mmjax.backbones.decoder import DecoderConfig
 from mmjax.config import ConfigError
+from mmjax.interop.huggingface.experts import split_experts
 from mmjax.interop.huggingface.spelling import (
     ACTIVATIONS,
     ACTIVATIONS_TO_HF,
@@ -54,6 +55,7 @@ class TextFamily:
         head: the output layer's weight.
         by_head: whether a fused tensor holds q, k and v of one key/value head, then those of the next.
         conv1d: whether the kernels of blocks are [in, out].
+        spellings: other spellings of names, see `mmjax.interop.table.rename`.
     """
 
     kind: str
@@ -72,6 +74,7 @@ class TextFamily:
     head: str = "lm_head.weight"
     by_head: bool = False
     conv1d: bool = False
+    spellings: Sequence[Rewrite] = ()
 
     IGNORE = IGNORE
 
@@ -156,7 +159,7 @@ class TextFamily:
     def rewrites(self, config: Any = None) -> list[Rewrite]:
         """Brings the names of the model without its output layer to those of the whole."""
         tops = "|".join(sorted({name.split(".")[0] for name in self.names.values()}))
-        return [(rf"^({tops})\.", rf"{self.model}\1.")]
+        return [(rf"^({tops})\.", rf"{self.model}\1."), *self.spellings]
 
     def config_from_hf(self, hf: Mapping[str, Any]) -> MultimodalLMConfig:
         """config.json -> our config of a plain LLM."""
@@ -171,7 +174,10 @@ class TextFamily:
         return self.rows(config.backbone)
 
     def settle(self, config: MultimodalLMConfig, tensors: Tensors) -> tuple[MultimodalLMConfig, dict[str, Any]]:
-        """Lets the tensors correct what the config says, see `settle_head`."""
+        """Lets the tensors correct what the config says, see `settle_head`; fused experts are split."""
+        if config.backbone.moe is not None:
+            parts = (self.names[f"mlp/experts/{part}"].rsplit(".", 1)[1] for part in ("gate", "up", "down"))
+            tensors = split_experts(tensors, *parts)
         embedding = f"{self.model}{self.names['embed']}.weight"
         backbone, tensors = settle_head(config.backbone, tensors, embedding, self.head)
         return dataclasses.replace(config, backbone=backbone), tensors
@@ -207,6 +213,8 @@ def text_family(
     Raises:
         ConfigError: none can; the message names the options that no family has, and what the nearest lacks.
     """
+    if not isinstance(config, DecoderConfig):
+        raise ConfigError(f"this takes a decoder as its LLM, not a backbone of kind {config.kind!r}")
     lost = {}
     for kind in sorted(families, key=lambda kind: kind != preferred):
         lost[kind] = _lost(config, families[kind])
@@ -236,8 +244,15 @@ def _lost(config: DecoderConfig, family: TextFamily) -> set[str]:
 
 
 def _plain(config: DecoderConfig) -> DecoderConfig:
-    """The same decoder without LoRA and with its windows spelt in the one shortest way."""
-    return dataclasses.replace(config, lora=None, **windows(config.sliding_window, config.window_layers))
+    """The same decoder without what says nothing about its tensors or its text alone.
+
+    There is no LoRA, its windows are spelt in the one shortest way and hold for all, its experts computed in the usual.
+    """
+    if config.moe is not None:
+        usual = dataclasses.replace(config.moe, routing="auto")
+        config = dataclasses.replace(config, moe=usual, mlp_width=usual.width)  # of no layer
+    windowed = windows(config.sliding_window, config.window_layers)
+    return dataclasses.replace(config, lora=None, window_pairs=True, **windowed)
 
 
 def windows(size: int | None, kinds: Sequence[bool]) -> dict[str, Any]:

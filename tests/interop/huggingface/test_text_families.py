@@ -15,13 +15,17 @@ import mmjax
 from mmjax.backbones.decoder import DecoderConfig
 from mmjax.config import ConfigError, from_dict, to_dict
 from mmjax.interop.huggingface import TEXT, family_of, load, save
+from mmjax.interop.tensors import WeightsError
 from mmjax.model import MultimodalLMConfig
+from mmjax.nn.moe import MixtureConfig
 
 V = 83
 NO_ENDS = dict(bos_token_id=None, eos_token_id=None, pad_token_id=None)
 SIZES = dict(NO_ENDS, vocab_size=V, hidden_size=36, num_hidden_layers=2, num_attention_heads=6,
              max_position_embeddings=70)  # fmt: skip
 GATED = dict(SIZES, intermediate_size=58, num_key_value_heads=2)
+# Torch's grouped products want rows of 16 bytes.
+GROUPS = dict(GATED, intermediate_size=40)
 LONGROPE = dict(rope_type="longrope", factor=2.5, rope_theta=500.0,
                 short_factor=[1.0, 1.5, 2.0], long_factor=[2.0, 4.5, 9.0])  # fmt: skip
 
@@ -91,6 +95,38 @@ VARIANTS = {
     "mpt": ("Mpt", dict(MPT)),
     "mpt, clipped": ("Mpt", dict(MPT, n_heads=4, attn_config=dict(clip_qkv=0.8, softmax_scale=0.3))),
     "bloom": ("Bloom", dict(GPT_NAMES, hidden_size=36)),
+    "mixtral": ("Mixtral", dict(GROUPS, head_dim=10, num_local_experts=5, num_experts_per_tok=2)),
+    "mixtral, window, tied": (
+        "Mixtral",
+        dict(GROUPS, head_dim=6, sliding_window=4, num_local_experts=3, num_experts_per_tok=1,
+             tie_word_embeddings=True),
+    ),
+    "qwen2_moe": (
+        "Qwen2Moe",
+        dict(GROUPS, num_experts=5, num_experts_per_tok=3, moe_intermediate_size=12,
+             shared_expert_intermediate_size=22),
+    ),
+    "qwen2_moe, windows": (
+        "Qwen2Moe",
+        dict(GROUPS, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=20, norm_topk_prob=True,
+             shared_expert_intermediate_size=8, qkv_bias=False, use_sliding_window=True, sliding_window=5,
+             max_window_layers=2),
+    ),
+    "qwen3_moe": (
+        "Qwen3Moe",
+        dict(GROUPS, head_dim=8, num_experts=6, num_experts_per_tok=3, moe_intermediate_size=12, norm_topk_prob=True),
+    ),
+    "qwen3_moe, window, biases": (
+        "Qwen3Moe",
+        dict(GROUPS, head_dim=10, num_experts=4, num_experts_per_tok=4, moe_intermediate_size=16,
+             attention_bias=True, use_sliding_window=True, sliding_window=6),
+    ),
+    "persimmon": ("Persimmon", dict(SIZES, intermediate_size=58, partial_rotary_factor=0.7)),
+    "persimmon, plain heads": (
+        "Persimmon",
+        dict(SIZES, num_attention_heads=9, intermediate_size=40, qk_layernorm=False, hidden_act="gelu",
+             tie_word_embeddings=True),
+    ),
     "bloom, untied": ("Bloom", dict(GPT_NAMES, hidden_size=40, n_head=5, tie_word_embeddings=False)),
 }
 
@@ -149,7 +185,7 @@ def same(config, reference):
 
 
 # Those that every option of the decoder is in; the others run with the grids.
-FEW = ("mistral", "phi3, partial", "gemma3", "gpt2", "gptj", "bloom")
+FEW = ("mistral", "phi3, partial", "gemma3", "gpt2", "gptj", "bloom", "mixtral", "qwen2_moe", "qwen3_moe")
 
 
 @pytest.mark.parametrize(
@@ -213,6 +249,30 @@ def test_names_of_the_bare_model_and_old_buffers(tmp_path, name):
     jax.tree.map(np.testing.assert_array_equal, loaded.params, expected.params)
 
 
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "qwen3_moe"])
+def test_experts_in_one_tensor_as_in_memory(tmp_path, name):
+    reference = build(*VARIANTS[name])
+    reference.save_pretrained(tmp_path)
+    expected = load(tmp_path)
+    fused = {key: tensor.numpy() for key, tensor in reference.state_dict().items()}
+    assert "model.layers.0.mlp.experts.gate_up_proj" in fused
+    for prefix in ("model.", ""):
+        named = {key.replace("model.", prefix): array for key, array in fused.items()}
+        save_file(named, tmp_path / "model.safetensors")
+        loaded = load(tmp_path)
+        assert loaded.config == expected.config
+        jax.tree.map(np.testing.assert_array_equal, loaded.params, expected.params)
+    key = "layers.1.mlp.experts.gate_up_proj"
+    odd = {key.replace("model.", ""): array for key, array in fused.items()}
+    save_file({**odd, key: np.ascontiguousarray(odd[key][:, 1:])}, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match=r"experts.gate_up_proj has shape \(\d, \d+, 36\)"):
+        load(tmp_path)
+    lost = {name: array for name, array in odd.items() if not name.endswith("1.mlp.experts.down_proj")}
+    save_file(lost, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match=r"(?s)missing.*layers.1.*experts.0.*layers.1.*experts.4"):
+        load(tmp_path)
+
+
 EIGHT = dict(SIZES, hidden_size=64, num_attention_heads=8)
 
 
@@ -250,6 +310,9 @@ def edit(directory, **changes):
         ("mpt", dict(attn_config=dict(alibi=False)), "attn_config.alibi False"),
         ("mpt", dict(expansion_ratio=3), "expansion_ratio 3 is not supported, only 4"),
         ("bloom", dict(apply_residual_connection_post_layernorm=True), "post_layernorm True is not supported"),
+        ("mixtral", dict(router_jitter_noise=0.1), "router_jitter_noise 0.1 is not supported, only 0.0"),
+        ("qwen3_moe", dict(decoder_sparse_step=2), r"decoder_sparse_step 2 .* layers \[0\] of 2 without experts"),
+        ("qwen2_moe", dict(mlp_only_layers=[1]), r"mlp_only_layers \[1\].* layers \[1\] of 2 without experts"),
         ("gemma", dict(use_bidirectional_attention=True), "use_bidirectional_attention True"),
         ("phi3", dict(rope_parameters=dict(LONGROPE, short_factor=[1.0])), "one number a channel pair"),
         ("gemma3", dict(attn_logit_softcapping=50.0), "attn_logit_softcapping 50.0 is not supported, only None"),
@@ -265,7 +328,8 @@ def test_unsupported_configs_are_named(tmp_path, name, changes, message):
 
 
 def test_files_that_say_little_have_the_defaults_of_their_class(tmp_path):
-    kinds = {"gemma3_text": "Gemma3Text", "gpt2": "GPT2", "gpt_neox": "GPTNeoX", "gptj": "GPTJ", "opt": "OPT"}
+    kinds = {"gemma3_text": "Gemma3Text", "gpt2": "GPT2", "gpt_neox": "GPTNeoX", "gptj": "GPTJ", "opt": "OPT",
+             "qwen2_moe": "Qwen2Moe", "qwen3_moe": "Qwen3Moe"}  # fmt: skip
     for kind, family in TEXT.items():
         config = getattr(transformers, kinds.get(kind, kind.capitalize()) + "Config")()
         config.save_pretrained(tmp_path)
@@ -284,6 +348,17 @@ def test_which_family_a_decoder_is_written_as():
     }.items():
         assert family_of(MultimodalLMConfig(dataclasses.replace(plain, **changes))).kind == kind
     assert family_of(MultimodalLMConfig(plain), {"model_type": "phi3"}).kind == "phi3"
+    experts = MixtureConfig(4, 2, 9, routing="dense")  # how they are computed is no part of what is written
+    shared = dataclasses.replace(experts, shared_width=6, shared_gate=True)
+    for kind, changes in {
+        "mixtral": dict(moe=experts, sliding_window=7),
+        "qwen2_moe": dict(moe=shared, qkv_bias=True),
+        "qwen3_moe": dict(moe=dataclasses.replace(experts, normalize=False), qk_norm=True),
+    }.items():
+        assert family_of(MultimodalLMConfig(dataclasses.replace(plain, **changes))).kind == kind
+    ungated = dataclasses.replace(plain, moe=dataclasses.replace(shared, shared_gate=False))
+    with pytest.raises(ConfigError, match="no family .* backbone.moe"):
+        family_of(MultimodalLMConfig(ungated))
     biased = MultimodalLMConfig(dataclasses.replace(plain, qkv_bias=True))
     assert family_of(biased, {"model_type": "phi3"}).kind == "qwen2"
     unheard = dataclasses.replace(plain, position_offset=3)

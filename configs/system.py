@@ -1,0 +1,122 @@
+"""What the config of every system has besides its own parts and stages: put together here, once."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from configs.parts import Part
+from mmjax.config import ConfigError, nearest
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+HALF = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
+
+
+def five(encoder: str, projector: str, llm: str, output: str = "none", generator: str = "none") -> dict[str, str]:
+    """The survey's five parts in words."""
+    return {
+        "modality encoder": encoder,
+        "input projector": projector,
+        "LLM backbone": llm,
+        "output projector": output,
+        "modality generator": generator,
+    }
+
+
+def choose(name: str, arg: str, sizes: Mapping[str, Any]) -> Any:
+    """The entry of `arg` among a system's SIZES.
+
+    Raises:
+        ConfigError: there is none; the message names the nearest.
+    """
+    if arg not in sizes:
+        raise ConfigError(f"{name} has no size {arg!r}.{nearest(arg, sizes)} There are: {', '.join(sizes)}")
+    return sizes[arg]
+
+
+def square(side: int, **options: Any) -> dict[str, Any]:
+    """CLIP's image recipe at `side` pixels: the shorter edge is resized, the middle is cut out."""
+    return {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}, **options}
+
+
+def squeezed(side: int, **options: Any) -> dict[str, Any]:
+    """BLIP's and SigLIP's image recipe: both edges are resized to `side` pixels."""
+    return {"size": {"height": side, "width": side}, "do_center_crop": False, **options}
+
+
+def frames(recipe: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """The recipe of a video: `number` frames from its whole length, each as `recipe` says."""
+    return {
+        "do_center_crop": True,
+        "image_mean": CLIP_MEAN,
+        "image_std": CLIP_STD,
+        **recipe,
+        "video_processor_type": "VideoMAEVideoProcessor",
+        "mmjax": {"sampling": {"policy": "uniform", "num_frames": number}},
+    }
+
+
+def system(
+    name: str,
+    arg: str,
+    llm: Part,
+    encoders: Mapping[str, Part],
+    projectors: Mapping[str, Part],
+    stages: Mapping[str, Mapping[str, Any]],
+    images: Mapping[str, Mapping[str, Any]],
+    template: str,
+    lengths: tuple[int, ...],
+    media_tokens: Mapping[str, tuple[str, int]] | None = None,
+    **model: Any,
+) -> dict[str, Any]:
+    """The whole of a training config, see `mmjax.recipes.assemble.TrainConfig`.
+
+    Args:
+        name, arg: of the system and its size; "tiny" has random weights, the byte tokenizer, float32.
+        llm: the backbone. Ports without a token of their own get rows behind its vocabulary, which is then filled
+            up to a multiple of 64.
+        encoders, projectors: by port.
+        stages: by name, in the order in which they run.
+        images: port -> recipe; a port without one takes arrays as they are.
+        template: jinja, see `configs.templates`.
+        lengths: sequence lengths that programs are compiled for.
+        media_tokens: port -> (what the template prints, its id), where the tokenizer has such tokens.
+        model: further fields of `MultimodalLMConfig`.
+    """
+    tiny = arg == "tiny"
+    if tiny or media_tokens is None:
+        # The byte tokenizer ends with <s> and </s>.
+        first = 258 if tiny else llm["vocab_size"]
+        printed = [f"<{port}>" if media_tokens is None else media_tokens[port][0] for port in encoders]
+        media_tokens = dict(zip(encoders, zip(printed, range(first, first + len(printed)), strict=True), strict=True))
+        llm = llm if tiny else {**llm, "vocab_size": -(-(first + len(encoders)) // 64) * 64}
+    own = [port for port in encoders if port not in model.get("shared", {})]
+    return {
+        "name": f"{name}:{arg}",
+        "seed": 0,
+        "dtype": "float32" if tiny else "bfloat16",
+        "param_dtype": "float32",
+        "remat": "none" if tiny else "full",
+        "model": {
+            "backbone": llm,
+            "encoders": dict(encoders),
+            "projectors": dict(projectors),
+            "media_tokens": {port: number for port, (_, number) in media_tokens.items()},
+            **model,
+        },
+        # A checkpoint to go on from instead of the parts below.
+        "from_pretrained": None,
+        # Where pretrained parts come from: a directory in transformers' layout, or for the backbone a .gguf
+        # file. A part with None starts from random weights.
+        "init": {"backbone": None, "encoders": dict.fromkeys(own)},
+        "processor": {
+            # None: the tokenizer of init.backbone. "bytes": one token for each byte.
+            "tokenizer": "bytes" if tiny else None,
+            "placeholders": {port: text for port, (text, _) in media_tokens.items()},
+            "images": {port: dict(recipe) for port, recipe in images.items()},
+            "template": template,
+            "lengths": (64, 128, 256, 512) if tiny else lengths,
+            "items": dict.fromkeys(encoders, (0, 1)),
+            "too_long": "truncate",
+        },
+        "mesh": {"data": 1, "fsdp": 1, "tensor": 1},
+        "stages": dict(stages),
+    }

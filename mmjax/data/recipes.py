@@ -1,0 +1,93 @@
+"""How media of every kind become arrays: which recipe a preprocessor_config.json names."""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from mmjax.data import patches, tiles, video
+from mmjax.data.audio import AudioProcessor
+from mmjax.data.image import ImageProcessor
+from mmjax.data.patches import PatchesProcessor
+from mmjax.data.tiles import TilesProcessor
+from mmjax.data.video import VideoProcessor
+
+
+class Recipe(Protocol):
+    """What a processor needs of the media of one port."""
+
+    def open(self, source: Any, name: str = "") -> Any:
+        """Reads a source; errors name it."""
+
+    def size_of(self, opened: Any) -> Sequence[Any]:
+        """Grid and original size of what `open` gave, and seconds: a `MediaSize`."""
+
+    def __call__(self, opened: Any) -> np.ndarray:
+        """The array of one item."""
+
+    @property
+    def item_shape(self) -> tuple[int, ...] | None:
+        """Shape of every array, or None where it depends on the item."""
+
+    def to_hf(self) -> dict[str, Any]:
+        """The preprocessor_config.json that says the same."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """Sounds and videos, which are read and processed in one go: their size is known only then.
+
+    Attributes:
+        recipe: AudioProcessor, VideoProcessor or PointProcessor.
+    """
+
+    recipe: Any
+
+    def open(self, source: Any, name: str = "") -> np.ndarray:
+        """Reads and processes one item."""
+        return self.recipe(source, name)
+
+    @staticmethod
+    def size_of(array: np.ndarray) -> tuple[tuple[int, int, int], None]:
+        """The grid of a video is its frames; others have none that counts."""
+        return (len(array), 1, 1) if array.ndim == 4 else None, None
+
+    def __call__(self, array: np.ndarray) -> np.ndarray:
+        """What `open` gave."""
+        return array
+
+    @property
+    def item_shape(self) -> tuple[int, ...] | None:
+        """Shape of every array, or None where it depends on the item."""
+        return self.recipe.item_shape
+
+    def to_hf(self) -> dict[str, Any]:
+        """The preprocessor_config.json that says the same."""
+        return self.recipe.to_hf()
+
+
+def recipe_from_hf(config: Mapping[str, Any], port: str = "image") -> Recipe:
+    """The recipe of a preprocessor_config.json, or of one part of a processor_config.json.
+
+    Args:
+        config: as transformers or `to_hf` writes it.
+        port: what the media are: at "video" an image processor's steps are those of each frame.
+
+    Raises:
+        ImageError, VideoError, ConfigError: a processor that is not known, or steps of one that are not.
+    """
+    part = next((config[key] for key in (f"{port}_processor", "image_processor") if key in config), config)
+    keys = ("video_processor_type", "image_processor_type", "feature_extractor_type")
+    kind = next((str(part[key]) for key in keys if part.get(key)), "")
+    family = re.sub(r"(VideoProcessor|ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", kind)
+    if port == "audio" or "feature_extractor" in config:
+        return Whole(AudioProcessor.from_hf(config))
+    if port == "video" or family in video.FAMILIES:
+        return Whole(VideoProcessor.from_hf(part))
+    if family in patches.FAMILIES:
+        return PatchesProcessor.from_hf(part)
+    if family in tiles.FAMILIES:
+        return TilesProcessor.from_hf(part)
+    return ImageProcessor.from_hf(part)

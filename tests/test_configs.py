@@ -1,0 +1,190 @@
+"""Every system of configs/: the shapes and counts of every size, and tiny ones trained on one item of every port."""
+
+import dataclasses
+import math
+import re
+import shlex
+
+import jax
+import numpy as np
+import pytest
+
+import configs
+from mmjax import cli
+from mmjax.config import from_dict
+from mmjax.configuration import load_config, to_plain
+from mmjax.data.collate import collate
+from mmjax.data.contracts import TextStream
+from mmjax.data.conversation import Conversation, MediaPart, Message, TextPart
+from mmjax.data.recipes import Whole
+from mmjax.distributed.mesh import MeshConfig, make_mesh
+from mmjax.distributed.rules import shardings
+from mmjax.model import MultimodalLM
+from mmjax.paths import flatten, unflatten
+from mmjax.recipes.assemble import TrainConfig, fresh_params, make_processor
+from mmjax.recipes.train import as_caption, stage_of
+from mmjax.train.optimizer import make_optimizer
+from mmjax.train.stage import adapt, multipliers, split
+from mmjax.train.step import init_state, make_train_step, state_shardings
+
+SYSTEMS = [name for name in configs.SYSTEMS if name != "demo"]
+# What papers or published checkpoints say of the whole, in billions.
+PUBLISHED = {
+    "llava_1_5:7b": 7.06,
+    "llava_1_5:13b": 13.35,
+    "llava_next:7b": 7.06,
+    "llava_next:13b": 13.35,
+    "llava_next:mistral_7b": 7.57,
+    "llava_next:34b": 34.75,
+    "llava_onevision:0.5b": 0.894,
+    "llava_onevision:7b": 8.03,
+    "llava_onevision:72b": 73.2,
+    "llava_med:v1.5_7b": 7.57,
+    "blip_2:opt_2.7b": 3.8,
+    "blip_2:opt_6.7b": 7.8,
+    "blip_2:flan_t5_xl": 3.94,
+    "blip_2:flan_t5_xxl": 12.1,
+    "instructblip:vicuna_7b": 7.91,
+    "instructblip:vicuna_13b": 14.2,
+    "instructblip:flan_t5_xl": 4.02,
+    "instructblip:flan_t5_xxl": 12.3,
+    "qwen_vl:7b": 9.6,
+    "qwen2_vl:2b": 2.21,
+    "qwen2_vl:7b": 8.29,
+    "qwen2_vl:72b": 73.4,
+    "mobilevlm:1.7b": 1.7,
+    "mobilevlm:3b": 3.0,
+    "mplug_owl:7b": 7.2,
+    "video_llava:7b": 7.37,
+}
+# LLM tokens of one item where every item has as many.
+TOKENS = {
+    "llava": {"image": 256},
+    "llava_1_5": {"image": 576},
+    "vila": {"image": 576},
+    "mobilevlm": {"image": 144},
+    "sphinx": {"image": 256},
+    "blip_2": {"image": 32},
+    "minigpt_v2": {"image": 256},
+    "mplug_owl": {"image": 65},
+    "kosmos_1": {"image": 64},
+    "qwen_vl": {"image": 256},
+    "video_chatgpt": {"video": 356},
+    "video_llava": {"image": 256, "video": 2056},
+    "pandagpt": {"image": 1, "audio": 1},
+    "x_llm": {"image": 32, "video": 256},
+}
+# In `make test`; the others are slow, and have other parts but no other path through the code.
+QUICK = ("llava_next", "pandagpt", "mplug_owl")
+
+
+def parsed(spec):
+    return from_dict(TrainConfig, to_plain(load_config(spec)))
+
+
+def size_of(params):
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_every_size_has_shapes_and_as_many_parameters_as_published(name):
+    for size in configs.SYSTEMS[name]["sizes"]:
+        config = parsed(f"{name}:{size}")
+        shapes = MultimodalLM(config.model).param_shapes()
+        published = PUBLISHED.get(f"{name}:{size}")
+        if published is not None:
+            assert size_of(shapes) == pytest.approx(published * 1e9, rel=0.02), size
+        model = MultimodalLM(config.model)
+        for stage, fields in config.stages.items():
+            spec = stage_of(stage, fields)
+            tree = jax.eval_shape(lambda params, model=model, spec=spec: adapt(model, params, spec)[1], shapes)
+            assert multipliers(tree, spec), stage
+    tokens = {port: parsed(name).model.num_tokens(port) for port in TOKENS.get(name, {})}
+    assert tokens == TOKENS.get(name, {})
+
+
+@pytest.mark.parametrize("name", configs.MODULES)
+def test_commands_of_the_first_lines_load(name):
+    text = configs.MODULES[name].__doc__.replace("\\\n", " ")
+    commands = [shlex.split(line)[1:] for line in re.findall(r"^\s*(mmjax train .*)$", text, re.M)]
+    assert commands or name == "demo"
+    for command in commands:
+        args, rest = cli.build_parser().parse_known_args(command)
+        assert load_config(args.config, cli._overrides(args, rest)).name == args.config
+
+
+def test_parts_that_papers_count():
+    shapes = MultimodalLM(parsed("qwen_vl:7b").model).param_shapes()
+    assert size_of(shapes["encoders"]) == pytest.approx(1.9e9, rel=0.03)
+    assert size_of(shapes["backbone"]) == pytest.approx(7.7e9, rel=0.01)
+    assert size_of(MultimodalLM(parsed("mobilevlm:1.7b").model).param_shapes()["projectors"]) < 20e6
+    connectors = {name: parsed(f"mm1:{name}").model for name in configs.SYSTEMS["mm1"]["sizes"] if name != "tiny"}
+    counts = {name: model.num_tokens("image") for name, model in connectors.items()}
+    assert len(counts) == 6 and all(name.endswith(f"_{count}") for name, count in counts.items())
+
+
+def source_of(port, processor, model):
+    """Something to open for a port: an image, frames, samples, or an array as the encoder takes it."""
+    rng = np.random.default_rng(0)
+    recipe = processor.images.get(port)
+    if recipe is None:
+        return rng.normal(size=model.encoders[port].item_shape).astype(np.float32)
+    if port == "audio":
+        return rng.normal(size=9000).astype(np.float32) / 9
+    frames = rng.integers(0, 256, (6, 31, 44, 3), np.uint8)
+    return frames if isinstance(recipe, Whole) else frames[0]
+
+
+def conversations(processor, model):
+    """One with every port, and one with the last port alone."""
+    for ports in (list(model.encoders), list(model.encoders)[-1:]):
+        media = tuple(MediaPart(port, source_of(port, processor, model)) for port in ports)
+        turns = (Message("user", (*media, TextPart("What?"))), Message("assistant", (TextPart("A red cat."),)))
+        yield Conversation(turns, name=f"with {ports}")
+
+
+def with_instruction(batch, model):
+    """The batch with the words that a Q-Former reads, where it reads any."""
+
+    def read(port, media):
+        if getattr(model.projectors[port], "vocab_size", None) is None:
+            return media
+        words = np.array([[5, 9, 1], [7, 0, 0]], np.int32)
+        positions = np.tile(np.arange(3, dtype=np.int32), (2, 1))
+        return media.replace(text=TextStream(words, positions, (words > 0).astype(np.int32)))
+
+    return batch.replace(media={port: read(port, media) for port, media in batch.media.items()})
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SYSTEMS]
+)
+def test_tiny_trains_what_each_stage_says(name):
+    config = parsed(f"{name}:tiny")
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    model, processor = MultimodalLM(config.model), make_processor(config)
+    params = unflatten(fresh_params(model, flatten(model.param_shapes()).keys(), 0, mesh))
+    for title, fields in config.stages.items():
+        stage = dataclasses.replace(stage_of(title, fields), batch_size=2)
+        mode = stage.data["mode"]
+        talks = [as_caption(talk) if mode == "plain" else talk for talk in conversations(processor, config.model)]
+        samples = [processor.sample(talk, mode=mode) for talk in talks]
+        assert all(sample.num_targets and sum(map(sum, sample.item_tokens.values())) for sample in samples)
+        batch = with_instruction(collate(samples, processor.plan), config.model)
+
+        adapted, tree = adapt(model, params, stage)
+        axes = flatten(adapted.param_axes())
+        places = shardings(axes, mesh)
+        trainable, frozen = split(tree, stage)
+        before = {path: np.array(leaf) for path, leaf in trainable.items()}
+        optimizer = make_optimizer(stage, multipliers(tree, stage), axes)
+        layout = state_shardings(trainable, optimizer, places)
+        state = init_state(trainable, optimizer, layout)
+        # Compiled without optimisation: it runs twice.
+        lowered = make_train_step(adapted, stage, optimizer, mesh, layout).lower(state, frozen, batch)
+        step = lowered.compile({"xla_backend_optimization_level": 0})
+        for _ in range(2):
+            state, metrics = step(state, frozen, batch)
+            assert metrics["finite"] == 1 and np.isfinite(metrics["loss"]), title
+        moved = {path.split("/")[0] for path, leaf in state.trainable.items() if (leaf != before[path]).any()}
+        assert moved == {path.split("/")[0] for path in before}, title

@@ -1,0 +1,211 @@
+"""Any encoder x any projector x any backbone: every pair inside a whole model, forward, as shapes alone.
+
+What cannot be joined must say so with a ConfigError that names the part and both numbers. Which pairs those are is
+written down here: a pair that begins to fail, or to work, fails the test.
+"""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from mmjax.backbones import BACKBONES
+from mmjax.backbones.decoder import DecoderConfig
+from mmjax.backbones.encoder_decoder import EncoderDecoderConfig
+from mmjax.config import ConfigError
+from mmjax.data.contracts import Batch, Media, TextStream
+from mmjax.encoders import ENCODERS
+from mmjax.encoders.ast import ASTConfig
+from mmjax.encoders.clap import CLAPConfig
+from mmjax.encoders.convnext import ConvNeXtConfig
+from mmjax.encoders.efficientnet import EfficientNetConfig, EfficientNetStage
+from mmjax.encoders.frames import FramesConfig
+from mmjax.encoders.imagebind import ImageBindTowerConfig
+from mmjax.encoders.mixed import MixedEncoderConfig
+from mmjax.encoders.point_cloud import PointCloudConfig
+from mmjax.encoders.qwen2_vision import Qwen2VisionConfig
+from mmjax.encoders.raw_patches import RawPatchesConfig
+from mmjax.encoders.resnet import ResNetConfig
+from mmjax.encoders.sam import SamEncoderConfig
+from mmjax.encoders.swin import SwinConfig
+from mmjax.encoders.timesformer import TimeSformerConfig
+from mmjax.encoders.video_vit import VideoViTConfig
+from mmjax.encoders.vit import ViTConfig
+from mmjax.encoders.wav2vec2 import Wav2Vec2Config
+from mmjax.encoders.whisper import WhisperEncoderConfig
+from mmjax.model import MultimodalLM, MultimodalLMConfig
+from mmjax.projectors import PROJECTORS
+from mmjax.projectors.abstractor import AbstractorConfig
+from mmjax.projectors.cif import CIFConfig
+from mmjax.projectors.deep_merge import DeepMergeConfig
+from mmjax.projectors.downsample import MergeConfig, PoolConfig
+from mmjax.projectors.latent_attention import LatentAttentionConfig
+from mmjax.projectors.ldp import LDPConfig, LDPv2Config
+from mmjax.projectors.linear import LinearProjectorConfig
+from mmjax.projectors.mlp import MLPProjectorConfig
+from mmjax.projectors.perceiver import PerceiverConfig
+from mmjax.projectors.pooled import PooledProjectorConfig
+from mmjax.projectors.qformer import QFormerConfig
+from mmjax.projectors.resampler import ResamplerConfig
+from mmjax.projectors.spatio_temporal import SpatioTemporalConfig
+from mmjax.projectors.tiles import TilesConfig
+
+WIDTH, VOCABULARY, BATCH = 24, 40, 2
+BACKBONE = {
+    "decoder": DecoderConfig(VOCABULARY, WIDTH, 1, 2, 1, 12, 28),
+    "encoder-decoder": EncoderDecoderConfig(VOCABULARY, WIDTH, 1, 2, 12, 28),
+}
+VIT = ViTConfig(16, 4, 12, 1, 3, 16, feature_strategy="patches")
+CONVNEXT = ConvNeXtConfig(16, 2, (6, 12), (1, 1))
+# Those in GRIDS give whole grids of 4 x 4 features and nothing else, one or several.
+ENCODER = {
+    "vit": VIT,
+    "convnext": CONVNEXT,
+    "resnet": ResNetConfig(32, 8, (8, 12), (1, 1)),
+    "swin": SwinConfig(16, 2, 6, (1, 1), (2, 3), window_size=2),
+    "sam": SamEncoderConfig(16, 4, 12, 1, 3, 16, 12, window_size=2, global_layers=(0,)),
+    "mixed": MixedEncoderConfig({"vit": VIT, "convnext": CONVNEXT}, 16, 4),
+    "frames": FramesConfig(VIT, 2),
+    "video_vit": VideoViTConfig(4, 16, 2, 4, 12, 1, 3, 16),
+    "imagebind": ImageBindTowerConfig("imu", (13, 6), (4,), 12, 1, 3, 16, 12, feature_strategy="full"),
+    "whisper": WhisperEncoderConfig(5, 7, 12, 1, 3, 16),
+    "wav2vec2": Wav2Vec2Config(37, 12, 1, 3, 16, (5, 7), (6, 3), (4, 2), position_kernel=4, position_groups=2),
+    "ast": ASTConfig(14, 9, 12, 1, 3, 16, patch_size=4, frequency_stride=3, time_stride=5),
+    "point_cloud": PointCloudConfig(19, 6, 5, 4, 12, 1, 3, 16, group_width=10, point_widths=(6, 7)),
+    "timesformer": TimeSformerConfig(3, 9, 4, 12, 1, 3, 16),
+    "efficientnet": EfficientNetConfig(24, 24, 8, (EfficientNetStage(3, 1, 1, 8, 1),), 12, pool="global+2x2"),
+    "clap": CLAPConfig(31, 13, 32, 4, 4, 6, (1, 1), (2, 3), window_size=2, fusion=True),
+    "raw_patches": RawPatchesConfig(2),
+    "qwen2_vision": Qwen2VisionConfig(12, 1, 3, 16, patch_size=2, merge_size=2),
+}
+GRIDS = {"vit": 1, "convnext": 1, "resnet": 1, "swin": 1, "sam": 1, "mixed": 1, "clap": 1, "frames": 2, "video_vit": 2}
+QFORMER = dict(num_queries=3, query_width=12, num_layers=2, num_heads=2, mlp_width=14)
+PERCEIVER = dict(num_latents=3, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=6, mlp_width=14)
+# How a projector for `count` features of `channels` channels is made.
+PROJECTOR = {
+    "linear": lambda channels, count: LinearProjectorConfig(channels, WIDTH),
+    "mlp": lambda channels, count: MLPProjectorConfig(channels, 14, WIDTH),
+    "pooled": lambda channels, count: PooledProjectorConfig(channels, WIDTH, num_local=count - 1, hidden=14),
+    "qformer": lambda channels, count: QFormerConfig(channels, WIDTH, num_features=count, **QFORMER),
+    "perceiver": lambda channels, count: PerceiverConfig(
+        channels, WIDTH, latent_width=WIDTH, input_map="linear", num_features=count, **PERCEIVER
+    ),
+    "latent_attention": lambda channels, count: LatentAttentionConfig(
+        channels, WIDTH, 3, num_heads=2, num_features=count
+    ),
+    "cif": lambda channels, count: CIFConfig(
+        channels, WIDTH, 3, hidden=8, num_heads=2, mlp_width=14, num_features=count
+    ),
+    "spatio_temporal": lambda channels, count: SpatioTemporalConfig(LinearProjectorConfig(channels, WIDTH), 1, count),
+    "resampler": lambda channels, count: ResamplerConfig(channels, WIDTH, (4, 4), (3, 2), num_heads=2),
+    "merge": lambda channels, count: MergeConfig(channels, WIDTH, 2, (4, 4)),
+    "pool": lambda channels, count: PoolConfig(channels, WIDTH, (4, 4), (2, 2)),
+    "ldp": lambda channels, count: LDPConfig(channels, WIDTH, (4, 4)),
+    "ldp_v2": lambda channels, count: LDPv2Config(channels, WIDTH, (4, 4), (2, 2)),
+    "abstractor": lambda channels, count: AbstractorConfig(
+        channels, WIDTH, (4, 4), (2, 2), hidden=8, depth=1
+    ),
+    "tiles": lambda channels, count: TilesConfig(
+        LinearProjectorConfig(channels, WIDTH), 16, 4, ((16, 32), (32, 16))
+    ),
+}
+OF_GRIDS = ("resampler", "merge", "pool", "ldp", "ldp_v2", "abstractor")
+
+
+def impossible(encoder, projector):
+    """What the error says where the two cannot be joined, else None."""
+    if projector in OF_GRIDS and encoder not in GRIDS:
+        return f"{projector} projector: .* features are no whole number of 4 x 4 grids"
+    if projector == "tiles" and GRIDS.get(encoder) != 1:
+        return "tiles projector: .* features a tile are no grid of 4 x 4"
+    return None
+
+
+def model_of(encoder, projector, backbone):
+    config = ENCODER[encoder]
+    made = PROJECTOR[projector](config.feature_width, config.num_tokens())
+    model = MultimodalLMConfig(BACKBONE[backbone], {"media": config}, {"media": made}, {"media": 3})
+    # What the encoder gives must be what the projector takes.
+    made.num_tokens(config.num_tokens())
+    return MultimodalLM(model)
+
+
+def batch_of(model):
+    """Rows with one item each, and where tokens of media stand in them."""
+    encoder, projector = model.config.encoders["media"], model.config.projectors["media"]
+    entries, size, grid = 1, None, None
+    if isinstance(projector, TilesConfig):
+        size = (16, 32)
+        entries = projector.num_tiles(size)
+    shape = (entries, *encoder.item_shape)
+    if getattr(encoder, "packed", False):
+        # The smallest item: one patch, or one square of patches.
+        grid = (1, math.isqrt(shape[1]), math.isqrt(shape[1]))
+        shape = encoder.item_shape
+    count = model.num_tokens("media", grid, size)
+    order = None
+    if size is not None:
+        order = np.tile(model.config.arrangement("media", grid, size)[0][:, 0] + 1, (BATCH, 1))
+    grids = None if grid is None else np.tile(np.array(grid, np.int32), (BATCH, 1, 1))
+    values, segments = np.zeros((BATCH, *shape), np.float32), np.ones((BATCH, shape[0]), np.int32)
+    tokens = np.ones((BATCH, count + 3), np.int32)
+    index = np.full(tokens.shape, -1, np.int32)
+    index[:, 1 : count + 1] = np.arange(count)
+    positions = np.tile(np.arange(count + 3, dtype=np.int32), (BATCH, 1))
+    seen = TextStream(tokens, positions, np.ones_like(tokens), media_index=index)
+    if model.config.streams == ("text",):
+        texts = {"text": seen}
+    else:
+        short = np.ones((BATCH, 4), np.int32)
+        texts = {"query": seen, "decoder": TextStream(short, np.cumsum(short, axis=1) - 1, short)}
+    return Batch(texts, {"media": Media(values, segments, grids, order=order)}), count
+
+
+def cases():
+    """The whole product; in `make test` the impossible, and every part once beside the plainest others."""
+    for encoder in ENCODER:
+        for projector in PROJECTOR:
+            for backbone in BACKBONE:
+                plain = [encoder == "vit", projector == "linear", backbone == "decoder"].count(True)
+                slow = plain < 2 and not impossible(encoder, projector)
+                yield pytest.param(encoder, projector, backbone, marks=[pytest.mark.slow] if slow else [])
+
+
+@pytest.mark.parametrize("encoder, projector, backbone", cases())
+def test_forward_or_a_clear_error(encoder, projector, backbone):
+    wrong = impossible(encoder, projector)
+    if wrong is not None:
+        with pytest.raises(ConfigError, match=wrong):
+            model_of(encoder, projector, backbone)
+        return
+    model = model_of(encoder, projector, backbone)
+    batch, count = batch_of(model)
+
+    def run(params, batch):
+        media = model.encode_media(params, batch.media)
+        hidden = model.forward(params, batch.texts, media, batch.media_owner)
+        return media["media"], model.logits(params, hidden)
+
+    media, logits = jax.eval_shape(run, model.param_shapes(), batch)
+    assert media.stage == "projected" and media.values.shape == (BATCH, count, WIDTH)
+    written = batch.texts[model.config.streams[-1]].tokens
+    assert logits.shape == (*written.shape, VOCABULARY)
+
+
+def test_every_part_is_here():
+    assert {type(config) for config in ENCODER.values()} == set(ENCODERS)
+    made = {type(make(12, 5)) for make in PROJECTOR.values()}
+    # What the other layers give of a deep merge enters inside a backbone made for it, see its own test.
+    assert made | {DeepMergeConfig} == set(PROJECTORS)
+    assert {type(config) for config in BACKBONE.values()} == set(BACKBONES)
+
+
+def test_widths_that_differ_are_named():
+    made = dataclasses.replace(PROJECTOR["linear"](12, 16), in_width=13)
+    with pytest.raises(ConfigError, match="projectors.media.in_width is 13; its encoder gives 12"):
+        MultimodalLMConfig(BACKBONE["decoder"], {"media": VIT}, {"media": made}, {"media": 3})
+    made = dataclasses.replace(PROJECTOR["linear"](12, 16), width=25)
+    with pytest.raises(ConfigError, match="projectors.media.width is 25; the backbone's is 24"):
+        MultimodalLMConfig(BACKBONE["decoder"], {"media": VIT}, {"media": made}, {"media": 3})
