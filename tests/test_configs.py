@@ -75,7 +75,7 @@ TOKENS = {
     "x_llm": {"image": 32, "video": 256},
 }
 # In `make test`; the others are slow, and have other parts but no other path through the code.
-QUICK = ("llava_next", "pandagpt", "mplug_owl")
+QUICK = ("llava_next", "pandagpt")
 
 
 def parsed(spec):

@@ -18,6 +18,7 @@ NAMES = {
     "gelu_tanh": "gelu_pytorch_tanh",
     "quick_gelu": "quick_gelu",
     "relu": "relu",
+    "relu2": "relu2",
 }
 
 

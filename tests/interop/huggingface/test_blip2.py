@@ -88,11 +88,11 @@ def test_blip2_opt(system):
         model.batch(inputs["input_ids"], **instruction(2, 3, 4))
 
 
-def test_blip2_t5(system):
+def test_blip2_t5(whole_system):
     """The media are in what the encoder reads."""
     inputs = dict(text_of([2 * QUERIES, QUERIES], [3, 4], "right", "right"), pixel_values=pixels(3))
     reference = build("Blip2", T5, cross_attention_frequency=1)
-    model = system.check(reference, inputs, rows=dict(inputs, **answers(2)))
+    model = whole_system.check(reference, inputs, rows=dict(inputs, **answers(2)))
     assert family_of(model.config).kind == "blip-2"
 
 

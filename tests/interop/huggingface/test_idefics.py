@@ -66,8 +66,8 @@ def inputs(images, left=True):
     return dict(input_ids=ids, attention_mask=mask, pixel_values=pixels, image_attention_mask=seen)
 
 
-def test_with_a_perceiver(system):
-    model = system.check(reference(**RESAMPLED), inputs(2))
+def test_with_a_perceiver(whole_system):
+    model = whole_system.check(reference(**RESAMPLED), inputs(2))
     assert {"embed_new", "lm_head_new", "fusion"} < set(model.params["backbone"])
     assert model.config.num_tokens("image") == 5
     # Which family a model is written as is found without its config.json too; none of the others can.

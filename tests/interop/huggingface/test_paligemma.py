@@ -71,22 +71,22 @@ def test_windows_of_paligemma2(system):
     assert not model.config.backbone.window_pairs
 
 
-def test_paligemma(system):
+def test_paligemma(whole_system):
     reference, inputs = build(), prompts([4, 7])
     types, answered = typed(inputs)
     rows = dict(inputs, token_type_ids=answered)
-    model = system.check(reference, dict(inputs, token_type_ids=types), rows=rows)
+    model = whole_system.check(reference, dict(inputs, token_type_ids=types), rows=rows)
 
     labels = np.where(answered == 1, inputs["input_ids"], -100)
     with torch.no_grad():
         theirs = reference(**{name: torch.tensor(value) for name, value in dict(rows, labels=labels).items()})
     # Labels alone say the same: the prefix ends before the first.
     out = model(**inputs, labels=labels)
-    system.close(rows, out.logits, theirs.logits)
+    whole_system.close(rows, out.logits, theirs.logits)
     np.testing.assert_allclose(out.loss, theirs.loss.numpy(), atol=1e-4, rtol=0)
     # Theirs counts positions from one.
     counted = np.maximum(np.cumsum(inputs["attention_mask"], axis=1), 1)
-    system.close(rows, model(**rows, position_ids=counted).logits, theirs.logits)
+    whole_system.close(rows, model(**rows, position_ids=counted).logits, theirs.logits)
     # Generating without token types is generating with all of the prompt as prefix.
     plain = model.generate(**inputs, max_new_tokens=3, eos_token_id=())
     told = model.generate(**inputs, token_type_ids=types, max_new_tokens=3, eos_token_id=())
@@ -94,7 +94,7 @@ def test_paligemma(system):
 
     whole = {name: array[1:] for name, array in inputs.items()}
     # Without token types, theirs has the prompt as prefix where nothing is padded.
-    system.close(whole, model(**whole).logits, system.logits(reference, whole))
+    whole_system.close(whole, model(**whole).logits, whole_system.logits(reference, whole))
     causal = model(**whole, token_type_ids=np.ones_like(whole["input_ids"])).logits
     assert np.abs(causal - model(**whole).logits)[0, 0].max() > 1e-3
     with pytest.raises(ValueError, match=r"token_type_ids are \(2, 3\): input_ids is \(1, 16\)"):

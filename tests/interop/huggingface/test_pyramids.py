@@ -55,7 +55,12 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+QUICK = ("convnextv2", "resnet", "swin")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
+)
 def test_model(weights, parity, name):
     model = weights.randomised(MODELS[name]())
     loaded = weights.loaded(model)
@@ -80,7 +85,7 @@ def test_model(weights, parity, name):
     assert 0 < np.sqrt(np.mean(gap**2)) < 0.03 * np.sqrt(np.mean(np.asarray(mine.last_hidden_state) ** 2))
 
 
-@pytest.mark.parametrize("name", ["convnextv2", "resnet", "swin"])
+@pytest.mark.parametrize("name", ["swin", *(pytest.param(name, marks=pytest.mark.slow) for name in QUICK[:2])])
 def test_maps_are_the_features(weights, parity, name):
     model = weights.randomised(MODELS[name]())
     loaded = weights.loaded(model)

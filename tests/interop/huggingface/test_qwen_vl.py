@@ -88,11 +88,11 @@ def inputs_of(rows, left=True, seed=5, apart=False):
 ROWS = [[(1, 6, 4)], [(1, 2, 10), (3, 4, 6), (1, 8, 2)], []]
 
 
-def test_qwen2_vl(system):
+def test_qwen2_vl(whole_system):
     """Images of four shapes, two of them and a video in one row, none in another; windows in the LLM."""
     reference = qwen2_vl(use_sliding_window=True, sliding_window=9, max_window_layers=1)
     inputs = inputs_of(ROWS)
-    model = system.check(reference, inputs)
+    model = whole_system.check(reference, inputs)
     assert model.config.backbone.sliding_window == 9 and model.config.positions_per_second is None
     assert set(model.params["encoders"]) == set(model.params["projectors"]) == {"image"}
     with pytest.raises(ValueError, match="as many patches as the grids"):
