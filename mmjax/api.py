@@ -31,13 +31,8 @@ from mmjax.infer.chat import TextStreamer
 from mmjax.infer.generate import GenerateOptions, Programs, check_request, generate, program_length, with_start
 from mmjax.interop import huggingface
 from mmjax.interop.gguf import decoder_from_gguf, load_gguf, read_gguf
-from mmjax.interop.huggingface.inputs import (
-    MEDIA_NAMES,
-    TOKEN_TYPES,
-    counted_positions,
-    integers,
-    read_media,
-)
+from mmjax.interop.huggingface.input_items import integers
+from mmjax.interop.huggingface.inputs import MEDIA_NAMES, TOKEN_TYPES, counted_positions, read_media
 from mmjax.interop.huggingface.token_types import bidirectional_groups
 from mmjax.interop.locate import locate
 from mmjax.interop.segmenter import SegmenterConfig

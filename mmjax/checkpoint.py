@@ -3,20 +3,18 @@
 Orbax writes and reshards arrays. What it lets pass is checked here: a flipped byte, a leaf of another dtype
 or shape, an empty directory taken for the latest step, parameters that are NaN. Every directory holds
 
-    params/ or state/   the arrays, written by Orbax; `orbax.checkpoint.v1.load` reads it without mmjax
-    mmjax.json          {"metadata": what the caller gave, "leaves": {path: "float32[8, 64]"}}
-    manifest.json       size and SHA-256 of every file; written last, so that what has none is not finished
+    params/ or state/           the arrays, written by Orbax; `orbax.checkpoint.v1.load` reads it without mmjax
+    mmjax.json, manifest.json   what they are, and that they are whole (mmjax/manifest.py)
 
 With several processes the directory must be on a file system that all share, and all must call together.
 """
 
 import functools
-import hashlib
 import json
 import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -24,19 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from mmjax import manifest
 from mmjax.distributed.processes import agreed, from_main, is_main
+from mmjax.manifest import FORMAT, MANIFEST, METADATA, CheckpointError
 from mmjax.paths import unflatten
 
 logger = logging.getLogger(__name__)
-
-METADATA = "mmjax.json"
-MANIFEST = "manifest.json"
-FORMAT = 1
-
-
-class CheckpointError(ValueError):
-    """A directory that is damaged, unfinished, or does not hold what is asked of it; the message names it."""
-
 
 def save_params(
     directory: str | os.PathLike,
@@ -73,7 +64,7 @@ def save_params(
                 previous.rename(final)
             if final.exists() and not (final / METADATA).exists() and any(final.iterdir()):
                 raise CheckpointError(f"{final} holds something that is no mmjax model; remove it first")
-            _remove(partial)
+            manifest.remove(partial)
             partial.mkdir(parents=True)
     _write_arrays(partial / "params", leaves).result()
     with agreed():
@@ -81,8 +72,8 @@ def save_params(
             for name, content in (files or {}).items():
                 (partial / name).parent.mkdir(parents=True, exist_ok=True)
                 (partial / name).write_bytes(content)
-            _finish(partial, text)
-            _remove(previous)
+            manifest.finish(partial, text)
+            manifest.remove(previous)
             if final.exists():
                 final.rename(previous)
             try:
@@ -91,7 +82,7 @@ def save_params(
                 if previous.exists():
                     previous.rename(final)
                 raise
-            _remove(previous)
+            manifest.remove(previous)
 
 
 def load_params(directory: str | os.PathLike, like: Any = None, verify: bool = True) -> Any:
@@ -108,8 +99,8 @@ def load_params(directory: str | os.PathLike, like: Any = None, verify: bool = T
             anything is read.
     """
     path = _absolute(directory)
-    _check(path, verify)
-    stored = _read_description(path)["leaves"]
+    manifest.check(path, verify)
+    stored = manifest.read_description(path)["leaves"]
     if like is not None:
         return _restore(path, "params", stored, like)
     params: dict[str, Any] = {}
@@ -123,8 +114,8 @@ def load_params(directory: str | os.PathLike, like: Any = None, verify: bool = T
 def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
     """The metadata of a model directory or checkpoint; CheckpointError if it is none, or is unfinished."""
     path = _absolute(directory)
-    _check(path, verify=False)
-    return _read_description(path)["metadata"]
+    manifest.check(path, verify=False)
+    return manifest.read_description(path)["metadata"]
 
 
 class Checkpoints:
@@ -187,7 +178,7 @@ class Checkpoints:
                         f"cannot save step {step}: {self.directory} holds {newer}. If the run went back on "
                         f"purpose, call set_aside(after=STEP) or remove the steps after it"
                     )
-                _remove(directory)
+                manifest.remove(directory)
                 directory.mkdir(parents=True)
         response = _write_arrays(directory / "state", leaves)
         thread = threading.Thread(
@@ -231,7 +222,7 @@ class Checkpoints:
             if is_main():
                 steps = sorted(self._steps(), reverse=True)
                 for place, step in enumerate(steps):
-                    problems = _problems(self.directory / str(step), verify)
+                    problems = manifest.problems(self.directory / str(step), verify)
                     if not problems:
                         found = step
                         break
@@ -257,8 +248,8 @@ class Checkpoints:
                 another shape or dtype; nothing is cast, cut or read before.
         """
         directory = self.directory / str(step)
-        _check(directory, verify)
-        return _restore(directory, "state", _read_description(directory)["leaves"], like, partial)
+        manifest.check(directory, verify)
+        return _restore(directory, "state", manifest.read_description(directory)["leaves"], like, partial)
 
     def metadata(self, step: int) -> dict[str, Any]:
         """What was given to `save` for this step, with `step`."""
@@ -272,7 +263,7 @@ class Checkpoints:
                 for step in self._steps():
                     if step > after:
                         aside = self.directory / f"{step}.aside"
-                        _remove(aside)
+                        manifest.remove(aside)
                         (self.directory / str(step)).rename(aside)
         if self._saved is not None and self._saved > after:
             self._saved = None
@@ -291,7 +282,7 @@ class Checkpoints:
         try:
             response.result()
             if is_main():
-                _finish(directory, text)
+                manifest.finish(directory, text)
                 self._prune()
         except BaseException as error:  # raised again by wait()
             self._failure = error
@@ -309,7 +300,7 @@ class Checkpoints:
         stale = [] if self.keep is None else steps[: -self.keep]
         unfinished = [step for step in self._steps(finished=False) if step < steps[-1]]
         for step in [*stale, *unfinished]:
-            _remove(self.directory / str(step))
+            manifest.remove(self.directory / str(step))
 
 
 def _write_arrays(path: epath.Path, leaves: dict[str, Any]) -> Any:
@@ -434,82 +425,6 @@ def _describe(metadata: Mapping[str, Any], leaves: dict[str, Any]) -> str:
         return json.dumps(document, indent=1, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"the metadata is no JSON: {error}") from error
-
-
-def _read_description(directory: epath.Path) -> dict[str, Any]:
-    try:
-        description = json.loads((directory / METADATA).read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{directory / METADATA} cannot be read: {error}") from error
-    if description.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{directory / METADATA} has format {description.get('format')!r}, this mmjax reads {FORMAT}"
-        )
-    return description
-
-
-def _finish(directory: epath.Path, text: str) -> None:
-    """Writes the metadata, then the manifest, whose presence makes the directory count."""
-    (directory / METADATA).write_text(text)
-    files = {
-        str(path.relative_to(directory)): {"size": path.stat().length, "sha256": _sha256(path)}
-        for path in sorted(_files(directory))
-    }
-    unready = directory / f"{MANIFEST}.partial"
-    unready.write_text(json.dumps({"format": FORMAT, "files": files}, indent=1))
-    unready.rename(directory / MANIFEST)
-
-
-def _check(directory: epath.Path, verify: bool) -> None:
-    with agreed():
-        if not directory.exists():
-            previous = directory.parent / f"{directory.name}.previous"
-            hint = f"; an interrupted overwrite left {previous}" if previous.exists() else ""
-            raise CheckpointError(f"{directory} does not exist{hint}")
-        if not (directory / MANIFEST).exists():
-            raise CheckpointError(f"{directory} has no {MANIFEST}: it is no mmjax directory or is unfinished")
-        problems = _problems(directory, verify, jax.process_index(), jax.process_count())
-        if problems:
-            raise CheckpointError(f"{directory} is damaged: {'; '.join(problems)}")
-
-
-def _problems(directory: epath.Path, verify: bool, share: int = 0, shares: int = 1) -> list[str]:
-    """What differs from the manifest, in every `shares`-th file from `share` on."""
-    try:
-        files = json.loads((directory / MANIFEST).read_text())["files"]
-        rows = [(name, int(entry["size"]), str(entry["sha256"])) for name, entry in sorted(files.items())]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return [f"{MANIFEST} cannot be read ({error})"]
-    problems = []
-    for name, size, digest in rows[share::shares]:
-        path = directory / name
-        if not path.exists():
-            problems.append(f"{name} is missing")
-        elif path.stat().length != size:
-            problems.append(f"{name} has {path.stat().length} bytes, not {size}")
-        elif verify and _sha256(path) != digest:
-            problems.append(f"{name} has changed (SHA-256)")
-    return problems
-
-
-def _files(directory: epath.Path) -> Iterator[epath.Path]:
-    for path in directory.iterdir():
-        if path.is_dir():
-            yield from _files(path)
-        else:
-            yield path
-
-
-def _sha256(path: epath.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _remove(directory: epath.Path) -> None:
-    """Removes a directory, its manifest first: what an interrupted removal leaves counts as unfinished."""
-    if directory.exists():
-        (directory / MANIFEST).unlink(missing_ok=True)
-        directory.rmtree()
 
 
 def _absolute(directory: str | os.PathLike) -> epath.Path:

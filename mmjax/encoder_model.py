@@ -14,7 +14,7 @@ from mmjax.encoders import EncoderConfig
 from mmjax.encoders.dual import DualEncoder, DualEncoderConfig, Tower
 from mmjax.encoders.text import TextEncoderConfig
 from mmjax.interop import huggingface
-from mmjax.interop.huggingface.inputs import integers, raw_values
+from mmjax.interop.huggingface.input_items import integers, raw_values
 from mmjax.save import save
 
 # What transformers' processors call the values of one item, by kind of media.

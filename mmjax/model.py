@@ -23,6 +23,7 @@ from mmjax.backbones.fusion.visual_expert import VisualExpertConfig
 from mmjax.config import ConfigError, check_choice
 from mmjax.data.bidirectional import KINDS
 from mmjax.data.contracts import Batch, Media, TextStream
+from mmjax.data.inside import SEES
 from mmjax.data.items import Layout
 from mmjax.encoders import ENCODERS, EncoderConfig
 from mmjax.nn.masks import attention_mask, cross_mask
@@ -49,7 +50,9 @@ class MultimodalLMConfig:
         bidirectional: which tokens of a prompt also see later ones: "none", the whole "prefix" before the first
             target (PaliGemma), or the tokens of one media item those of the same "item" (Gemma 3).
         inside: ports whose tokens do not stand in the text but are read inside the backbone by its fusion
-            (Flamingo's gated cross-attention, LLaMA-Adapter's prompts).
+            (Flamingo's gated cross-attention, LLaMA-Adapter's prompts). In a prompt an item of such a port stands
+            as its one media token, or as nothing where the port has none.
+        inside_sees: which items of those ports a token sees, see `mmjax.data.inside`.
         shared_projectors: port -> port whose projector's parameters it uses, behind an encoder of its own
             (Video-LLaVA).
     """
@@ -63,6 +66,7 @@ class MultimodalLMConfig:
     frames_apart: bool = False
     bidirectional: str = "none"
     inside: tuple[str, ...] = ()
+    inside_sees: str = "all"
     shared_projectors: dict[str, str] = dataclasses.field(default_factory=dict)
 
     kind: ClassVar[str] = "multimodal_lm"
@@ -79,6 +83,7 @@ class MultimodalLMConfig:
             if ports != set(self.encoders):
                 raise ConfigError(f"{name} has ports {sorted(ports)}, encoders has {sorted(self.encoders)}")
         check_choice("bidirectional", self.bidirectional, KINDS)
+        check_choice("inside_sees", self.inside_sees, SEES)
         for port, other in self.shared.items():
             if port not in self.encoders or other not in self.encoders or other in self.shared:
                 raise ConfigError(
@@ -170,6 +175,8 @@ class MultimodalLMConfig:
             "layouts": self.layouts,
             "axes": bool(getattr(self.backbone, "rope_sections", ())),
             "bidirectional": self.bidirectional,
+            "inside": dict.fromkeys(self.inside, self.inside_sees),
+            "start_token": getattr(self.backbone, "start_token", None),
         }
 
     def _axes(self, port: str, grid: tuple[int, int, int], seconds: float | None) -> tuple[tuple[int, int, int], float]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mmjax.interop.huggingface.inputs import raw_values
+from mmjax.interop.huggingface.input_items import raw_values
 from mmjax.interop.segmenter import Segmenter, SegmenterConfig
 from mmjax.save import save
 

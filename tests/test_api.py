@@ -13,7 +13,7 @@ from transformers import CLIPConfig, CLIPModel, LlavaConfig, LlavaForConditional
 
 import mmjax
 from mmjax.config import ConfigError
-from mmjax.data.token_plan import TokenPlanError
+from mmjax.data.items import TokenPlanError
 from mmjax.distributed.mesh import MeshConfig, make_mesh
 
 IMAGE = 3

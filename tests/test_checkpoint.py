@@ -15,7 +15,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mmjax import checkpoint
+from mmjax import manifest
 from mmjax.checkpoint import CheckpointError, Checkpoints, load_params, read_metadata, save_params
 from mmjax.distributed.mesh import MeshConfig, make_mesh
 
@@ -298,7 +298,7 @@ def test_a_failure_in_the_background_is_raised_by_the_next_call(tmp_path, monkey
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_finish", full)
+        patch.setattr(manifest, "finish", full)
         checkpoints.save(2, {"w": jnp.ones(4)}, {})
         with pytest.raises(CheckpointError, match="2 was not saved: no space left"):
             checkpoints.wait()
@@ -344,7 +344,7 @@ def test_overwriting_keeps_the_old_model_until_the_new_is_whole(tmp_path, monkey
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_finish", full)
+        patch.setattr(manifest, "finish", full)
         with pytest.raises(OSError, match="no space left"):
             save_params(directory, {"w": jnp.ones(3)}, {"version": 2})
     assert read_metadata(directory) == {"version": 1}
@@ -355,7 +355,7 @@ def test_overwriting_keeps_the_old_model_until_the_new_is_whole(tmp_path, monkey
     with pytest.raises(CheckpointError, match="interrupted overwrite left .*model.previous"):
         load_params(directory)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_finish", full)
+        patch.setattr(manifest, "finish", full)
         with pytest.raises(OSError, match="no space left"):
             save_params(directory, {"w": jnp.ones(3)}, {"version": 2})
     assert read_metadata(directory) == {"version": 1}

@@ -23,7 +23,7 @@ from mmjax.nn.linear import contract
 from mmjax.nn.masks import distances
 from mmjax.nn.mlp import check_activation
 from mmjax.nn.relative import RelativeBias
-from mmjax.nn.stack import init_stack, run_stack
+from mmjax.nn.stack import init_stack, run_stack, side_by_side
 
 POSITIONS = ("relative", "learned")
 
@@ -212,16 +212,9 @@ class Side(nn.Module):
         blocks = self.blocks
         if made:
             # Beside each layer's params, not in the cache: a scan would copy them at every step.
-            blocks = _with_keys(blocks, memory)
+            blocks = side_by_side(params=blocks, keys=memory)
         x, cache = run_stack(apply, blocks, x, cache, self.remat)
         return x if c.post_norm else self.norm(x), cache
-
-
-def _with_keys(blocks: Any, keys: Any) -> Any:
-    """Blocks of either form with, beside each layer's params, its keys of the memory."""
-    if isinstance(blocks, tuple):
-        return tuple({"params": params, "keys": own} for params, own in zip(blocks, keys, strict=True))
-    return {"params": blocks, "keys": keys}
 
 
 class EncoderDecoder(nn.Module):

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from mmjax.data.contracts import Batch, Media, TextStream
-from mmjax.data.items import Room, arranged, stack_items
-from mmjax.data.token_plan import Bucket, Sample, TokenPlan, TokenPlanError
+from mmjax.data.items import Room, TokenPlanError, arranged, stack_items
+from mmjax.data.samples import Bucket, Sample
+from mmjax.data.token_plan import TokenPlan
 
 
 def collate(
@@ -16,7 +17,7 @@ def collate(
     pad_rows_to: int | None = None,
     bucket: Bucket | None = None,
 ) -> Batch:
-    """Pads samples on the right into one batch with the stream "text".
+    """Pads samples on the right into one batch with the stream "text", or "query" and "decoder".
 
     Args:
         samples: planned samples with their media arrays attached.
@@ -32,6 +33,8 @@ def collate(
         encoded values [B, I * N, D] and segment_ids [B, I * N]; original_size int32 [B, I, 2] and, where an
         item has one, grid [B, I, 3], zero where unknown. Padding items come last, as zeros, in segment 0.
         Item i of a port with n tokens an item stands in rows i * n and following of its projected tokens.
+        Ports that are read inside the backbone come with media_attention [B, T, I]. For an encoder-decoder the stream
+        is "query", and where there are answers "decoder" holds them, start token first.
 
     Raises:
         SampleTooLong: no bucket fits a sample.
@@ -61,6 +64,7 @@ def collate(
             groups[b, :end] = sample.attend_group
         if sample.bidirectional_group is not None:
             both_ways[b, :end] = sample.bidirectional_group
+    seen = None if not plan.inside else _seen(samples, plan, bucket, shape)
     text = TextStream(
         tokens=tokens,
         positions=positions,
@@ -69,6 +73,7 @@ def collate(
         media_index=media_index,
         attend_group=groups if bucket.grouped else None,
         bidirectional_group=None if plan.bidirectional == "none" else both_ways,
+        media_attention=seen,
         loss_positions=target_positions(loss_weights, bucket.targets),
     )
     media = {}
@@ -77,7 +82,43 @@ def collate(
             media[port] = _spread(samples, plan, port, rows, bucket)
         elif items:
             media[port] = _stack(samples, plan, port, rows, items)
-    return Batch(texts={"text": text}, media=media)
+    if plan.start_token is None:
+        return Batch(texts={"text": text}, media=media)
+    texts = {"query": text.replace(loss_weights=None, loss_positions=None)}
+    if bucket.answer:
+        texts["decoder"] = _answers(samples, plan, rows, bucket, pad_id)
+    return Batch(texts=texts, media=media)
+
+
+def _answers(samples: Sequence[Sample], plan: TokenPlan, rows: int, bucket: Bucket, pad_id: int) -> TextStream:
+    """What an encoder-decoder writes, each answer behind the start token; a row without one is padding."""
+    shape = (rows, bucket.answer)
+    tokens, segments = np.full(shape, pad_id, np.int32), np.zeros(shape, np.int32)
+    weights = np.zeros(shape, np.float32)
+    for b, sample in enumerate(samples):
+        end = 1 + len(sample.answer)
+        tokens[b, 0], tokens[b, 1:end], segments[b, :end] = plan.start_token, sample.answer, 1
+        weights[b, 1:end] = sample.answer_weights
+    positions = np.broadcast_to(np.arange(bucket.answer, dtype=np.int32), shape) * segments
+    return TextStream(
+        tokens, positions, segments, loss_weights=weights, loss_positions=target_positions(weights, bucket.targets)
+    )
+
+
+def _seen(samples: Sequence[Sample], plan: TokenPlan, bucket: Bucket, shape: tuple[int, int]) -> np.ndarray | None:
+    """bool [B, T, I] of the inside ports that the batch has items of; None if it has none."""
+    room = {port: items for port, items in bucket.items if port in plan.inside and items}
+    if not room:
+        return None
+    seen = np.zeros((*shape, sum(room.values())), bool)
+    for b, sample in enumerate(samples):
+        start, column = 0, 0
+        for port in plan.inside:
+            count = len(sample.item_tokens.get(port, ()))
+            own = sample.media_attention[:, column : column + count]
+            seen[b, : len(sample), start : start + count] = own
+            start, column = start + room.get(port, 0), column + count
+    return seen
 
 
 def target_positions(weights: np.ndarray, capacity: int) -> np.ndarray:
@@ -97,6 +138,8 @@ def _check_fit(samples: Sequence[Sample], bucket: Bucket) -> None:
     room = dict(bucket.items)
     for sample in samples:
         sizes = [(len(sample), bucket.length, "tokens"), (sample.num_targets, bucket.targets, "targets")]
+        if sample.answer is not None and len(sample.answer):
+            sizes.append((1 + len(sample.answer), bucket.answer, "tokens of an answer"))
         sizes += [(len(c), room.get(port, 0), f"{port} items") for port, c in sample.item_tokens.items()]
         for size, limit, what in sizes:
             if size > limit:
@@ -110,9 +153,10 @@ def _check_fit(samples: Sequence[Sample], bucket: Bucket) -> None:
 def _port_starts(samples: Sequence[Sample], plan: TokenPlan, bucket: Bucket) -> dict[str, int]:
     """The row at which each port's projected tokens begin, I * n of them for every port before it."""
     starts, row = {}, 0
-    for number, (port, items) in enumerate(bucket.items):
+    standing = [(port, items) for port, items in bucket.items if port in plan.standing]
+    for number, (port, items) in enumerate(standing):
         starts[port] = row
-        later = bucket.items[number + 1 :]
+        later = standing[number + 1 :]
         if not items:
             continue
         if port in dict(bucket.entries):
@@ -133,7 +177,7 @@ def _port_starts(samples: Sequence[Sample], plan: TokenPlan, bucket: Bucket) -> 
 def _shift_ports(sample: Sample, plan: TokenPlan, starts: dict[str, int]) -> np.ndarray:
     """The sample's media_index with each port's rows moved to where they stand in the batch."""
     index, row = sample.media_index.copy(), 0
-    for port in plan.ports:
+    for port in plan.standing:
         count = sum(sample.item_tokens.get(port, ()))
         inside = (sample.media_index >= row) & (sample.media_index < row + count)
         index[inside] += starts[port] - row

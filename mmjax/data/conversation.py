@@ -24,6 +24,8 @@ _LLAVA_ROLES = {"human": "user", "gpt": "assistant"}
 
 @dataclass(frozen=True)
 class TextPart:
+    """Text of a message, as its author wrote it: control tokens spelt out in it stay plain text."""
+
     text: str
 
 

@@ -19,8 +19,9 @@ import numpy as np
 
 from mmjax.data.collate import collate
 from mmjax.data.contracts import Batch
+from mmjax.data.samples import Bucket, Sample, SampleTooLong
 from mmjax.data.sources import Source, open_source
-from mmjax.data.token_plan import Bucket, Sample, SampleTooLong, TokenPlan
+from mmjax.data.token_plan import TokenPlan
 
 ToSample = Callable[[Mapping[str, Any], str], Sample]
 

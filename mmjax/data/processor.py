@@ -11,9 +11,10 @@ import numpy as np
 
 from mmjax.data.chat_template import MediaSpan, encode_branches, encode_conversation, encode_plain
 from mmjax.data.conversation import Conversation, MediaPart, parse_record
-from mmjax.data.items import Layout, MediaSize
+from mmjax.data.items import Layout, MediaSize, TokenPlanError
 from mmjax.data.recipes import Recipe, recipe_from_hf
-from mmjax.data.token_plan import Sample, TokenPlan, TokenPlanError
+from mmjax.data.samples import Sample
+from mmjax.data.token_plan import TokenPlan
 from mmjax.data.tokenizer import Tokenizer, load_tokenizer
 
 OWN_FILE = "mmjax_processor.json"
@@ -32,8 +33,9 @@ class Processor:
         placeholders: port -> what the chat template prints where an item stands, for instance "<image>".
         media_tokens: port -> the id that stands for the port's media, all ports in the config's order.
         count: (port, grid, original_size) -> tokens of an item; the model's `num_tokens`.
-        lengths, items, targets, too_long, grouped, layouts, entries, axes, bidirectional: see `TokenPlan`; the
-            model's config has the layouts and says whether positions have axes and what sees each other both ways.
+        lengths, items, targets, too_long, grouped, layouts, entries, axes, bidirectional, inside, start_token: see
+            `TokenPlan`; the model's config has the layouts and says whether positions have axes, what sees each other
+            both ways, what is read inside the backbone, and what a decoder of its own starts with.
     """
 
     tokenizer: Tokenizer
@@ -51,11 +53,18 @@ class Processor:
     entries: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     axes: bool = False
     bidirectional: Literal["none", "prefix", "item"] = "none"
+    inside: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    start_token: int | None = None
 
     def __post_init__(self):
         for port in (*self.images, *self.placeholders):
-            if port not in self.media_tokens:
-                raise ValueError(f"port {port!r} has no media token; ports: {list(self.media_tokens)}")
+            if port not in self.ports:
+                raise ValueError(f"port {port!r} has no media token; ports: {list(self.ports)}")
+
+    @property
+    def ports(self) -> tuple[str, ...]:
+        """All ports of the model."""
+        return (*self.media_tokens, *(port for port in self.inside if port not in self.media_tokens))
 
     @property
     def plan(self) -> TokenPlan:
@@ -68,6 +77,8 @@ class Processor:
             layouts=self.layouts,
             axes=self.axes,
             bidirectional=self.bidirectional,
+            inside=self.inside,
+            start_token=self.start_token,
             **{name: getattr(self, name) for name in _PLAN_FIELDS},
         )
 
@@ -162,10 +173,8 @@ class Processor:
         if part.port in self.images:
             opened = self.images[part.port].open(part.source, label)
             return opened, MediaSize(*self.images[part.port].size_of(opened))
-        if part.port not in self.media_tokens:
-            raise TokenPlanError(
-                f"{label}: the model has no port {part.port!r}, only {list(self.media_tokens)}"
-            )
+        if part.port not in self.ports:
+            raise TokenPlanError(f"{label}: the model has no port {part.port!r}, only {list(self.ports)}")
         if not isinstance(part.source, np.ndarray) or not np.issubdtype(part.source.dtype, np.floating):
             raise TokenPlanError(
                 f"{label}: port {part.port!r} has no image processor and so takes float arrays as they are, "

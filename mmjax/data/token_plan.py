@@ -12,81 +12,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from mmjax.data.answers import split_answer
 from mmjax.data.bidirectional import KINDS, item_group, prefix_group
 from mmjax.data.chat_template import MediaSpan, Span
+from mmjax.data.inside import SEES, seen_items
 from mmjax.data.items import Layout, MediaSize, TokenPlanError, run_of
 from mmjax.data.positions import axis_positions
-
-
-class SampleTooLong(TokenPlanError):
-    """A sample that fits no bucket; the message names the sample, its length and the largest bucket."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Sample:
-    """One row's worth of tokens, planned but not padded, with the media they refer to.
-
-    Attributes:
-        tokens, positions, media_index: int32 [T]; positions [T, 3] where they have axes. media_index is -1 for
-            text, else the row in the sample's own projected tokens: ports one after the other in the plan's
-            order, items in order.
-        loss_weights: float32 [T], of token t as a target; loss_weights[0] is 0, since nothing predicts it.
-        attend_group, bidirectional_group: int32 [T] or None; see `TextStream`.
-        item_tokens: port -> the number of tokens of each of its items; every port of the plan, in order.
-        media_sizes: port -> one MediaSize for each item.
-        media: port -> one array for each item, float [H, W, 3] raw or [N, D] encoded.
-        name: where the sample came from, for messages.
-    """
-
-    tokens: np.ndarray
-    positions: np.ndarray
-    loss_weights: np.ndarray
-    media_index: np.ndarray
-    attend_group: np.ndarray | None = None
-    bidirectional_group: np.ndarray | None = None
-    item_tokens: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
-    media_sizes: Mapping[str, tuple[MediaSize, ...]] = dataclasses.field(default_factory=dict)
-    media: Mapping[str, tuple[np.ndarray, ...]] = dataclasses.field(default_factory=dict)
-    name: str = ""
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    @property
-    def num_targets(self) -> int:
-        """How many tokens are targets of the loss."""
-        return int(np.count_nonzero(self.loss_weights))
-
-    def with_media(self, media: Mapping[str, Sequence[np.ndarray]]) -> "Sample":
-        """Attaches the arrays of all items; those of items that were truncated away are let go.
-
-        Raises:
-            TokenPlanError: fewer arrays than items, naming the sample and both counts.
-        """
-        kept = {}
-        for port, counts in self.item_tokens.items():
-            arrays = tuple(media.get(port, ()))
-            if len(arrays) < len(counts):
-                raise TokenPlanError(
-                    f"{self.name}: {len(counts)} {port} item(s) planned but {len(arrays)} array(s) given"
-                )
-            kept[port] = arrays[: len(counts)]
-        return dataclasses.replace(self, media=kept)
-
-
-@dataclasses.dataclass(frozen=True)
-class Bucket:
-    """The static shape of a batch: T tokens a row, I items of each port, M targets; hashable.
-
-    `grouped` says whether the batch has `attend_group`; `entries` how many tiles, frames or patches a row has of
-    those ports whose items are more than one entry.
-    """
-
-    length: int
-    items: tuple[tuple[str, int], ...] = ()
-    targets: int = 0
-    grouped: bool = False
-    entries: tuple[tuple[str, int], ...] = ()
+from mmjax.data.samples import Bucket, Sample, SampleTooLong
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +44,9 @@ class TokenPlan:
         axes: whether positions have axes for time, height and width.
         bidirectional: which tokens see each other both ways: "none", the "prefix" before a sample's first target, or
             those of each "item"; see `MultimodalLMConfig`.
+        inside: port that is read inside the backbone -> which of its items a token sees, see `seen_items`. Such an
+            item stands in the text as its port's one media token, or as nothing where the port has none.
+        start_token: what an encoder-decoder's decoder reads first; None for models that write behind what they read.
     """
 
     count: Callable[[str, Any, Any], int]
@@ -126,6 +61,8 @@ class TokenPlan:
     entries: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     axes: bool = False
     bidirectional: Literal["none", "prefix", "item"] = "none"
+    inside: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    start_token: int | None = None
 
     def __post_init__(self):
         ladders = {"lengths": self.lengths, "targets": self.targets or (1,)}
@@ -135,8 +72,11 @@ class TokenPlan:
             if not ladder or list(ladder) != sorted(set(ladder)) or ladder[0] < 0:
                 raise TokenPlanError(f"{name} is {ladder}; wanted ascending whole numbers")
         for port in (*self.items, *self.item_shapes, *self.layouts, *self.entries):
-            if port not in self.media_tokens:
-                raise TokenPlanError(f"port {port!r} has no media token; ports: {list(self.media_tokens)}")
+            if port not in self.ports:
+                raise TokenPlanError(f"port {port!r} has no media token; ports: {list(self.ports)}")
+        for port, sees in self.inside.items():
+            if sees not in SEES:
+                raise TokenPlanError(f"inside[{port!r}] is {sees!r}; wanted one of {SEES}")
         if self.too_long not in ("error", "skip", "truncate"):
             raise TokenPlanError(f'too_long is {self.too_long!r}; wanted "error", "skip" or "truncate"')
         if self.bidirectional not in KINDS:
@@ -144,8 +84,13 @@ class TokenPlan:
 
     @property
     def ports(self) -> tuple[str, ...]:
-        """The ports in the order in which their projected tokens are concatenated."""
-        return tuple(self.media_tokens)
+        """All ports, those whose projected tokens are concatenated in that order."""
+        return (*self.media_tokens, *(port for port in self.inside if port not in self.media_tokens))
+
+    @property
+    def standing(self) -> tuple[str, ...]:
+        """The ports whose items stand in the text as their tokens."""
+        return tuple(port for port in self.ports if port not in self.inside)
 
     def plan_sample(
         self,
@@ -171,14 +116,22 @@ class TokenPlan:
         sizes = {port: tuple(MediaSize(*size) for size in given.get(port, ())) for port in self.ports}
         counts = {port: tuple(self._count(port, size, name) for size in sizes[port]) for port in self.ports}
         starts, row = {}, 0
-        for port in self.ports:
+        for port in self.standing:
             for item, count in enumerate(counts[port]):
                 starts[port, item] = row
                 row += count
 
         tokens, weights, rows, items, runs, length = [], [], [], [], [], 0
+        inside: dict[str, list[int]] = {port: [] for port in self.inside}
         for span in spans:
-            if isinstance(span, MediaSpan):
+            if isinstance(span, MediaSpan) and span.port in self.inside:
+                mark = self.media_tokens.get(span.port)
+                tokens.append(np.asarray([] if mark is None else [mark], np.int32))
+                weights.append(np.zeros(len(tokens[-1]), np.float32))
+                rows.append(np.full(len(tokens[-1]), -1, np.int32))
+                items.append((length, span.port))
+                inside[span.port].append(length)
+            elif isinstance(span, MediaSpan):
                 count, start = counts[span.port][span.item], starts[span.port, span.item]
                 tokens.append(np.full(count, self.media_tokens[span.port], np.int32))
                 weights.append(np.zeros(count, np.float32))
@@ -201,11 +154,16 @@ class TokenPlan:
             name=name,
         )
         sample.loss_weights[:1] = 0
+        if self.inside:
+            seen = [seen_items(length, inside[port], sees) for port, sees in self.inside.items()]
+            sample = dataclasses.replace(sample, media_attention=np.concatenate(seen, axis=1))
         if self.bidirectional != "none":
             group = item_group(length, runs)
             if self.bidirectional == "prefix":
                 group = prefix_group(np.ones(length, bool), sample.loss_weights != 0)
             sample = dataclasses.replace(sample, bidirectional_group=group)
+        if self.start_token is not None:
+            sample = split_answer(sample)
         if len(sample) > self.lengths[-1] and self.too_long == "truncate":
             if branch:
                 raise SampleTooLong(self._too_long(sample) + "; a branch is not truncated")
@@ -229,6 +187,11 @@ class TokenPlan:
                 raise SampleTooLong(
                     f"{sample.name}: {count} entries of {port} items, more than the largest bucket of {most}"
                 )
+        if sample.answer is not None and len(sample.answer) >= self.lengths[-1]:
+            raise SampleTooLong(
+                f"{sample.name}: an answer of {len(sample.answer)} tokens and the start token do not fit the longest "
+                f"bucket of {self.lengths[-1]}"
+            )
         most = self._targets(self.lengths[-1])[-1]
         if sample.num_targets > most:
             raise SampleTooLong(
@@ -250,10 +213,15 @@ class TokenPlan:
             SampleTooLong: the merged sample fits no bucket; it is never truncated.
         """
         first = samples[0]
+        if self.start_token is not None and len(samples) > 1:
+            raise TokenPlanError(
+                f"{first.name}: its {len(samples)} branches cannot share a prefix: this model's decoder writes one "
+                "answer a row; give each branch as a conversation of its own"
+            )
         for other in samples[1:]:
             if other.item_tokens != first.item_tokens or other.media_sizes != first.media_sizes:
                 raise TokenPlanError(f"{first.name}: its branches do not share their media")
-        total = sum(sum(counts) for counts in first.item_tokens.values())
+        total = sum(sum(first.item_tokens[port]) for port in self.standing)
         shown = np.unique(np.concatenate([sample.media_index for sample in samples]))
         if np.count_nonzero(shown >= 0) != total:
             raise TokenPlanError(
@@ -292,6 +260,7 @@ class TokenPlan:
             media_index=join("media_index"),
             attend_group=np.concatenate(groups),
             bidirectional_group=None if first.bidirectional_group is None else join("bidirectional_group"),
+            media_attention=None if first.media_attention is None else join("media_attention"),
         )
         self.check(merged)
         return merged
@@ -320,7 +289,9 @@ class TokenPlan:
             (port, self._entries(port, max((self.count_entries(s, port) for s in samples), default=0)))
             for port in self.spread
         )
-        return Bucket(length, items, targets, grouped, entries)
+        written = max((len(s.answer) + 1 for s in samples if s.answer is not None and len(s.answer)), default=0)
+        answer = _smallest(_doubling(self.lengths[-1]), written) if written else 0
+        return Bucket(length, items, targets, grouped, entries, answer)
 
     def largest_bucket(self) -> Bucket:
         """The one shape that holds every sample, for batches whose shape must not depend on their samples."""
@@ -330,7 +301,8 @@ class TokenPlan:
             raise TokenPlanError(
                 f"a batch of one shape needs entries for {', '.join(p for p in self.spread if p not in self.entries)}"
             )
-        return Bucket(self.lengths[-1], items, self._targets(self.lengths[-1])[-1], self.grouped, entries)
+        answer = 0 if self.start_token is None else _doubling(self.lengths[-1])[-1]
+        return Bucket(self.lengths[-1], items, self._targets(self.lengths[-1])[-1], self.grouped, entries, answer)
 
     @property
     def spread(self) -> tuple[str, ...]:
@@ -356,15 +328,14 @@ class TokenPlan:
         """The capacities of loss_positions up to T; the last one holds T targets unless a ladder is given."""
         if self.targets:
             return tuple(min(size, length) for size in self.targets)
-        ladder = [16]
-        while ladder[-1] < length:
-            ladder.append(2 * ladder[-1])
-        return tuple(min(size, length) for size in ladder)
+        return _doubling(length)
 
     def _too_long(self, sample: Sample) -> str:
         return f"{sample.name}: {len(sample)} tokens, more than the longest bucket of {self.lengths[-1]}"
 
     def _count(self, port: str, size: MediaSize, name: str) -> int:
+        if port in self.inside:
+            return int(port in self.media_tokens)
         count = self.count(port, size.grid, size.original_size)
         if count < 1:
             raise TokenPlanError(
@@ -405,13 +376,14 @@ class TokenPlan:
                 cut = min(cut, start)
                 break
             kept[port] += 1
-        if not cut or (sample.num_targets and not np.count_nonzero(sample.loss_weights[:cut])):
+        lost = sample.answer is None and sample.num_targets and not np.count_nonzero(sample.loss_weights[:cut])
+        if not cut or lost:
             raise SampleTooLong(
                 self._too_long(sample) + "; truncated, it would have no target or nothing left"
             )
         # Rows of dropped items leave holes where another port's rows follow them: number the kept rows anew.
         index, row, shift = sample.media_index[:cut], 0, np.zeros(cut, np.int32)
-        for port in self.ports:
+        for port in self.standing:
             counts = sample.item_tokens[port]
             inside = (index >= row) & (index < row + sum(counts))
             shift[inside] = row - sum(sum(sample.item_tokens[p][: kept[p]]) for p in self._before(port))
@@ -423,12 +395,28 @@ class TokenPlan:
             loss_weights=sample.loss_weights[:cut],
             media_index=np.where(index >= 0, index - shift, -1).astype(np.int32),
             bidirectional_group=None if sample.bidirectional_group is None else sample.bidirectional_group[:cut],
+            media_attention=self._kept_columns(sample, kept, cut),
             item_tokens={port: sample.item_tokens[port][: kept[port]] for port in self.ports},
             media_sizes={port: sample.media_sizes[port][: kept[port]] for port in self.ports},
         )
 
+    def _kept_columns(self, sample: Sample, kept: Mapping[str, int], cut: int) -> np.ndarray | None:
+        """`media_attention` of the first `cut` tokens for the items that are left."""
+        if sample.media_attention is None:
+            return None
+        columns = [np.arange(len(sample.item_tokens[port])) < kept[port] for port in self.inside]
+        return sample.media_attention[:cut, np.concatenate(columns)]
+
     def _before(self, port: str) -> tuple[str, ...]:
-        return self.ports[: self.ports.index(port)]
+        return self.standing[: self.standing.index(port)]
+
+
+def _doubling(most: int) -> tuple[int, ...]:
+    """16, 32, 64, ... up to `most`, which is the last."""
+    ladder = [16]
+    while ladder[-1] < most:
+        ladder.append(2 * ladder[-1])
+    return tuple(min(size, most) for size in ladder)
 
 
 def _smallest(ladder: Sequence[int], size: int) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 from mmjax.config import ConfigError, check_choice
 from mmjax.data.contracts import Media
 from mmjax.distributed.rules import constrain
+from mmjax.encoders.each import encode_each
 from mmjax.nn.block import Block, BlockConfig
 from mmjax.nn.linear import Linear
 from mmjax.nn.mlp import check_activation
@@ -196,14 +197,7 @@ class AST(nn.Module):
 
     def __call__(self, media: Media) -> Media:
         """Spectrograms [B, I, frames, mel] -> features [B, I * N, D], each item's after the other's."""
-        batch, items = media.values.shape[:2]
-        x = self.run(media.values.reshape(batch * items, *media.values.shape[2:]))["last_hidden_state"]
-        x = x[:, self.config.num_dropped :]
-        segments = media.segment_ids
-        if segments is not None:
-            segments = jnp.repeat(jnp.asarray(segments), x.shape[1], axis=1)
-        values = x.reshape(batch, items * x.shape[1], x.shape[2])
-        return media.replace(values=values, segment_ids=segments, stage="encoded")
+        return encode_each(media, lambda values: self.run(values)["last_hidden_state"][:, self.config.num_dropped :])
 
     def create(self, values: jax.Array) -> dict[str, jax.Array]:
         """Touches every parameter once: what `init` runs. values [B, frames, mel]."""

@@ -15,8 +15,8 @@ import numpy as np
 from mmjax.config import ConfigError
 from mmjax.data.contracts import Media
 from mmjax.encoders.each import encode_each
-from mmjax.encoders.point_cloud import FixedBatchNorm
 from mmjax.encoders.swin import MAP_NORM_EPS, Swin, SwinConfig
+from mmjax.nn.batch_norm import FixedBatchNorm
 from mmjax.nn.linear import Linear
 from mmjax.nn.mlp import ACTIVATIONS, check_activation
 from mmjax.nn.norms import LayerNorm

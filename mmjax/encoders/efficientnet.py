@@ -16,6 +16,7 @@ import numpy as np
 from mmjax.config import ConfigError, check_choice
 from mmjax.data.contracts import Media
 from mmjax.distributed.rules import constrain
+from mmjax.encoders.each import encode_each
 from mmjax.nn.linear import fan_in_normal
 
 
@@ -272,13 +273,7 @@ class EfficientNet(nn.Module):
 
     def __call__(self, media: Media) -> Media:
         """Raw images [B, I, H, W, 3] -> features [B, I * N, D]."""
-        batch, items = media.values.shape[:2]
-        x = self.features(media.values.reshape(batch * items, *media.values.shape[2:]))
-        segments = media.segment_ids
-        if segments is not None:
-            segments = jnp.repeat(jnp.asarray(segments), x.shape[1], axis=1)
-        values = x.reshape(batch, items * x.shape[1], x.shape[-1])
-        return media.replace(values=values, segment_ids=segments, stage="encoded")
+        return encode_each(media, self.features)
 
     def create(self, images: jax.Array) -> jax.Array:
         """Touches every parameter once: what `init` runs. images [B, H, W, 3]."""

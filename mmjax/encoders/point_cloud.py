@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from mmjax.config import ConfigError, check_choice
 from mmjax.data.contracts import Media
 from mmjax.distributed.rules import constrain
+from mmjax.nn.batch_norm import FixedBatchNorm
 from mmjax.nn.block import Block, BlockConfig
 from mmjax.nn.linear import Linear
 from mmjax.nn.mlp import ACTIVATIONS, check_activation
@@ -104,25 +105,6 @@ class PointCloudConfig:
     def num_tokens(self, grid=None, original_size=None) -> int:
         """Features of one item; neither argument matters, since the number of groups is fixed."""
         return {"full": self.num_groups + 1, "patches": self.num_groups, "pooled": 1}[self.feature_strategy]
-
-
-class FixedBatchNorm(nn.Module):
-    """Batch normalisation by the statistics of the checkpoint (Ioffe & Szegedy, 2015): scale, bias, mean, var [D]."""
-
-    eps: float = 1e-5
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x [..., D] -> the same shape."""
-
-        def vector(name, init):
-            return self.param(name, nn.with_logical_partitioning(init, ("feature",)), x.shape[-1:]).astype(jnp.float32)
-
-        scale, bias = vector("scale", nn.initializers.ones), vector("bias", nn.initializers.zeros)
-        mean, var = vector("mean", nn.initializers.zeros), vector("var", nn.initializers.ones)
-        factor = scale * jax.lax.rsqrt(var + self.eps)
-        return x * factor.astype(self.dtype) + (bias - mean * factor).astype(self.dtype)
 
 
 class GroupEmbedding(nn.Module):

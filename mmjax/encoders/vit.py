@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from mmjax.config import ConfigError, check_choice
 from mmjax.data.contracts import Media
 from mmjax.distributed.rules import constrain
+from mmjax.encoders.each import encode_each
 from mmjax.encoders.packed import item_mask, packed_places
 from mmjax.encoders.pool import AttentionPool
 from mmjax.encoders.positions import METHODS, read_grid, resize_grid
@@ -400,21 +401,13 @@ class ViT(nn.Module):
         shape, with `segment_ids` [B, N] and `grid` [B, I, 3], give [B, N, D]; an item sees itself only.
         """
         c = self.config
-        segments = media.segment_ids
         if media.values.ndim == 3:
-            if segments is None or media.grid is None:
+            if media.segment_ids is None or media.grid is None:
                 raise ValueError("packed patches need segment_ids and grid")
-            segments = jnp.asarray(segments)
+            segments = jnp.asarray(media.segment_ids)
             x = self._embed_packed(media.values, segments, jnp.asarray(media.grid))
             return media.replace(values=self._features(x, item_mask(segments)), stage="encoded")
-        batch, items = media.values.shape[:2]
-        images = media.values.reshape(batch * items, *media.values.shape[2:])
-        x = self._features(self._embed(images, None), None)[:, c.num_dropped :]
-        per_item = x.shape[1]
-        if segments is not None:
-            segments = jnp.repeat(jnp.asarray(segments), per_item, axis=1)
-        values = x.reshape(batch, items * per_item, x.shape[-1])
-        return media.replace(values=values, segment_ids=segments, stage="encoded")
+        return encode_each(media, lambda images: self._features(self._embed(images, None), None)[:, c.num_dropped :])
 
     def _features(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
         found = self._blocks(x, mask, self.config.feature_layers)

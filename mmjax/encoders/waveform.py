@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mmjax.encoders.point_cloud import FixedBatchNorm
+from mmjax.nn.batch_norm import FixedBatchNorm
 from mmjax.nn.linear import fan_in_normal
 from mmjax.nn.mlp import ACTIVATIONS
 from mmjax.nn.norms import LayerNorm

@@ -15,6 +15,7 @@ import numpy as np
 from mmjax.config import ConfigError
 from mmjax.data.contracts import Media
 from mmjax.distributed.rules import constrain
+from mmjax.encoders.each import encode_each
 from mmjax.encoders.key_bias import with_key_bias, without_key_bias
 from mmjax.nn.block import Block, BlockConfig
 from mmjax.nn.linear import Linear
@@ -169,13 +170,7 @@ class WhisperEncoder(nn.Module):
 
     def __call__(self, media: Media) -> Media:
         """Spectrograms [B, I, 2 * N, mel] -> features [B, I * N, D], each item's after the other's."""
-        batch, items = media.values.shape[:2]
-        x = self.run(media.values.reshape(batch * items, *media.values.shape[2:]))["last_hidden_state"]
-        segments = media.segment_ids
-        if segments is not None:
-            segments = jnp.repeat(jnp.asarray(segments), x.shape[1], axis=1)
-        values = x.reshape(batch, items * x.shape[1], x.shape[2])
-        return media.replace(values=values, segment_ids=segments, stage="encoded")
+        return encode_each(media, lambda values: self.run(values)["last_hidden_state"])
 
     def create(self, values: jax.Array) -> dict[str, jax.Array]:
         """Touches every parameter once: what `init` runs. values [B, 2 * N, mel]."""

@@ -21,8 +21,9 @@ import numpy as np
 from mmjax.data.collate import collate
 from mmjax.data.conversation import Conversation, TextPart, parse_record
 from mmjax.data.processor import Processor
+from mmjax.data.samples import Bucket, Sample
 from mmjax.data.sources import open_source
-from mmjax.data.token_plan import Bucket, Sample, TokenPlan
+from mmjax.data.token_plan import TokenPlan
 from mmjax.infer.generate import GenerateOptions, Programs, check_room, generate
 from mmjax.model import MultimodalLM
 

@@ -4,10 +4,9 @@ import os
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from mmjax.encoders.efficientnet import EfficientNet, EfficientNetConfig
-from mmjax.interop.table import CONV, Row, import_params
+from mmjax.interop.table import CONV, Row, import_params, in_memory
 from mmjax.interop.torch_legacy import read_pth
 
 # The classifier, which an encoder does not have, and counters that only training reads.
@@ -46,9 +45,4 @@ def load_efficientnet(path: str | os.PathLike, config: EfficientNetConfig) -> di
     module = EfficientNet(config)
     boxed = jax.eval_shape(lambda: module.init(jax.random.key(0), images, method="create")["params"])
     shapes = jax.tree.map(lambda box: box.value, boxed, is_leaf=lambda leaf: hasattr(leaf, "names"))
-    return import_params(table(config), read_pth(path), shapes, put=_own, ignore=IGNORED)
-
-
-def _own(path: str, leaf: np.ndarray) -> np.ndarray:
-    """A copy in memory: what is read is mapped from the file."""
-    return np.array(leaf, order="C")
+    return import_params(table(config), read_pth(path), shapes, put=in_memory, ignore=IGNORED)

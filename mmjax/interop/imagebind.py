@@ -14,7 +14,19 @@ import numpy as np
 from mmjax.encoders.imagebind import ImageBindTowerConfig
 from mmjax.encoders.joint import ImageBind, ImageBindConfig
 from mmjax.encoders.text import TextEncoderConfig
-from mmjax.interop.table import CONV, FLAT, IDENTITY, LINEAR, Linear, Part, Row, Squeezed, export_params, import_params
+from mmjax.interop.table import (
+    CONV,
+    FLAT,
+    IDENTITY,
+    LINEAR,
+    Linear,
+    Part,
+    Row,
+    Squeezed,
+    export_params,
+    import_params,
+    in_memory,
+)
 from mmjax.interop.tensors import Tensors
 from mmjax.interop.torch_legacy import read_pth
 
@@ -138,7 +150,7 @@ def import_imagebind(tensors: Tensors, config: ImageBindConfig) -> dict[str, Any
     """
     names = ImageBind(config).names
     own = {name: tensor for name, tensor in tensors.items() if name.split(".")[1:2] and name.split(".")[1] in names}
-    return import_params(table(config), own, ImageBind(config).param_shapes(), put=_own, ignore=(MASK,))
+    return import_params(table(config), own, ImageBind(config).param_shapes(), put=in_memory, ignore=(MASK,))
 
 
 def load_imagebind(path: str | os.PathLike, config: ImageBindConfig) -> dict[str, Any]:
@@ -162,8 +174,3 @@ def export_imagebind(params: Mapping[str, Any], config: ImageBindConfig) -> dict
         size = config.text.max_positions
         tensors[MASK] = np.triu(np.full((size, size), -np.inf, np.float32), 1)
     return tensors
-
-
-def _own(path: str, leaf: np.ndarray) -> np.ndarray:
-    """A copy in memory: what is read may be mapped from the file."""
-    return np.array(leaf, order="C")

@@ -13,7 +13,18 @@ import numpy as np
 
 from mmjax.encoders.dual import Tower
 from mmjax.encoders.point_cloud import PointCloudConfig
-from mmjax.interop.table import FLAT, LINEAR, Linear, Part, Row, Squeezed, export_params, import_params, rename
+from mmjax.interop.table import (
+    FLAT,
+    LINEAR,
+    Linear,
+    Part,
+    Row,
+    Squeezed,
+    export_params,
+    import_params,
+    in_memory,
+    rename,
+)
 from mmjax.interop.tensors import Tensors
 from mmjax.interop.torch_legacy import read_pth
 
@@ -82,7 +93,7 @@ def import_point_bert(tensors: Tensors, config: PointCloudConfig) -> dict[str, A
         WeightsError: they do not fit `config`; every one is listed.
     """
     tensors = rename(tensors, [(prefix, "") for prefix in PREFIXES])
-    return import_params(table(config), tensors, Tower(config).param_shapes(), put=_own, ignore=IGNORED)
+    return import_params(table(config), tensors, Tower(config).param_shapes(), put=in_memory, ignore=IGNORED)
 
 
 def load_point_bert(path: str | os.PathLike, config: PointCloudConfig) -> dict[str, Any]:
@@ -104,8 +115,3 @@ def export_point_bert(params: Mapping[str, Any], config: PointCloudConfig) -> di
         WeightsError: the params do not fit `config`.
     """
     return dict(export_params(table(config), params))
-
-
-def _own(path: str, leaf: np.ndarray) -> np.ndarray:
-    """A copy in memory: what is read may be mapped from the file."""
-    return np.array(leaf, order="C")

@@ -354,3 +354,8 @@ def _check(table: Sequence[Row], tensors: Tensors, wanted: Mapping[str, Any], ig
     found = [f"{len(lines)} {title}:\n  " + "\n  ".join(lines) for title, lines in sections.items() if lines]
     if found:
         raise WeightsError("the tensors do not fit this model.\n" + "\n".join(found))
+
+
+def in_memory(path: str, leaf: np.ndarray) -> np.ndarray:
+    """A `put` of `import_params`: a copy in memory, for files that are read by mapping them."""
+    return np.array(leaf, order="C")

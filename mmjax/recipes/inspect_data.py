@@ -8,8 +8,8 @@ import numpy as np
 from mmjax.data.collate import collate
 from mmjax.data.conversation import parse_record
 from mmjax.data.processor import Processor
+from mmjax.data.samples import Sample
 from mmjax.data.sources import Source
-from mmjax.data.token_plan import Sample
 
 SHOWN = 200  # characters of one span
 

@@ -23,8 +23,8 @@ from mmjax.data.collate import collate
 from mmjax.data.conversation import Conversation, MediaPart, TextPart, parse_record
 from mmjax.data.pipeline import Pipeline, make_pipeline
 from mmjax.data.processor import Processor
+from mmjax.data.samples import Sample
 from mmjax.data.sources import open_source
-from mmjax.data.token_plan import Sample
 from mmjax.distributed.mesh import batch_share, make_mesh
 from mmjax.distributed.processes import is_main, sync
 from mmjax.infer.batch import answer_text, without_answer

@@ -31,7 +31,7 @@ def target_weights(text: TextStream) -> jax.Array:
 
 
 def next_token_loss(
-    model: Any, params: Any, batch: Batch, rng: jax.Array | None = None, stream: str = "text"
+    model: Any, params: Any, batch: Batch, rng: jax.Array | None = None, stream: str | None = None
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Weighted sum of -log p(token t | what stands before t), in float32.
 
@@ -43,7 +43,7 @@ def next_token_loss(
         params: its params, blocks stacked.
         batch: what flows in; `batch.texts[stream]` is the stream that is predicted.
         rng: for whatever the model draws, or None.
-        stream: name of the stream.
+        stream: name of the stream; "decoder" where the batch has one, else "text".
 
     Returns:
         The sum (float32 scalar), and scalars "weight" (divide by it), "correct" (weight of the targets that
@@ -51,7 +51,7 @@ def next_token_loss(
     """
     media = model.encode_media(params, batch.media, rng)
     hidden = model.forward(params, batch.texts, media, batch.media_owner)
-    text = batch.texts[stream]
+    text = batch.texts[stream or ("decoder" if "decoder" in batch.texts else "text")]
     tokens, weights = jnp.asarray(text.tokens), target_weights(text)
     if text.loss_positions is None:
         hidden, targets, weights = hidden[:, :-1], tokens[:, 1:], weights[:, 1:]

@@ -6,8 +6,9 @@ import pytest
 from mmjax.data.bidirectional import item_group, prefix_group
 from mmjax.data.chat_template import MediaSpan, TextSpan
 from mmjax.data.collate import collate
+from mmjax.data.items import MediaSize, TokenPlanError
 from mmjax.data.positions import Run
-from mmjax.data.token_plan import MediaSize, TokenPlan, TokenPlanError
+from mmjax.data.token_plan import TokenPlan
 from mmjax.nn.masks import attention_mask
 
 

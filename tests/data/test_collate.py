@@ -8,8 +8,9 @@ import pytest
 from mmjax.data.chat_template import MediaSpan, TextSpan
 from mmjax.data.collate import collate
 from mmjax.data.contracts import Batch
-from mmjax.data.items import Layout
-from mmjax.data.token_plan import Bucket, MediaSize, TokenPlan, TokenPlanError
+from mmjax.data.items import Layout, MediaSize, TokenPlanError
+from mmjax.data.samples import Bucket
+from mmjax.data.token_plan import TokenPlan
 
 PORTS = {"image": 900, "depth": 901, "audio": 902}
 TOKENS = {"image": 3, "depth": 1, "audio": 2}

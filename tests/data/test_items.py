@@ -10,7 +10,8 @@ from mmjax.backbones.decoder import DecoderConfig
 from mmjax.data.chat_template import MediaSpan, TextSpan
 from mmjax.data.collate import collate
 from mmjax.data.items import Item, Layout, MediaSize, Room, TokenPlanError, room_for, stack_items
-from mmjax.data.token_plan import SampleTooLong, TokenPlan
+from mmjax.data.samples import SampleTooLong
+from mmjax.data.token_plan import TokenPlan
 from mmjax.encoders.vit import ViTConfig
 from mmjax.model import MultimodalLM, MultimodalLMConfig
 from mmjax.projectors.linear import LinearProjectorConfig

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from mmjax.data.chat_template import MediaSpan, TextSpan
+from mmjax.data.items import MediaSize
 from mmjax.data.pipeline import BadRecordsError, make_pipeline
-from mmjax.data.token_plan import MediaSize, TokenPlan
+from mmjax.data.token_plan import TokenPlan
 
 
 def count(port, grid, original_size):

@@ -11,9 +11,10 @@ from PIL import Image
 from mmjax.data.collate import collate
 from mmjax.data.conversation import parse_record
 from mmjax.data.image import ImageError, ImageProcessor
+from mmjax.data.items import TokenPlanError
 from mmjax.data.pipeline import make_pipeline
 from mmjax.data.processor import Processor, load_processor
-from mmjax.data.token_plan import SampleTooLong, TokenPlanError
+from mmjax.data.samples import SampleTooLong
 from mmjax.data.tokenizer import load_tokenizer
 
 WORDS = [

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from mmjax.data.chat_template import MediaSpan, TextSpan
-from mmjax.data.token_plan import Bucket, MediaSize, Sample, SampleTooLong, TokenPlan, TokenPlanError
+from mmjax.data.items import MediaSize, TokenPlanError
+from mmjax.data.samples import Bucket, Sample, SampleTooLong
+from mmjax.data.token_plan import TokenPlan
 
 IMAGE, AUDIO = 900, 901
 

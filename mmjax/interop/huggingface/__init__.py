@@ -120,8 +120,8 @@ FAMILIES: dict[str, ModuleType | TextFamily | SystemFamily] = {
     "vivit": vivit,
 }
 
-# Encoders with a pyramid of maps, and those of sound: one config class, one family.
-PYRAMIDS: dict[type, ModuleType] = {
+# Towers whose config class says the family.
+TOWERS: dict[type, ModuleType] = {
     ConvNeXtConfig: convnext,
     ResNetConfig: resnet,
     SwinConfig: swin,
@@ -181,8 +181,8 @@ def family_of(config: Config, hf_config: Mapping[str, Any] | None = None) -> Any
         return tower_family(config)
     if isinstance(config, VideoViTConfig):
         return vivit if config.class_token else videomae
-    if type(config) in PYRAMIDS:
-        return PYRAMIDS[type(config)]
+    if type(config) in TOWERS:
+        return TOWERS[type(config)]
     return clip if config.causal else siglip
 
 

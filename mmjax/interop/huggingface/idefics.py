@@ -70,7 +70,7 @@ class IdeficsFamily:
         projectors = {}
         if hf.get("use_resampler", False):
             projectors[PORT] = _perceiver(tower, hf.get("perceiver_config") or {})
-        return MultimodalLMConfig(backbone, {PORT: tower}, projectors, inside=(PORT,))
+        return MultimodalLMConfig(backbone, {PORT: tower}, projectors, inside=(PORT,), inside_sees="latest")
 
     def config_to_hf(self, config: MultimodalLMConfig, template: Mapping[str, Any] | None = None) -> Json:
         """Our config -> config.json, over the other keys of `template`.

@@ -10,7 +10,7 @@ import numpy as np
 
 from mmjax.data.bidirectional import item_group, prefix_group
 from mmjax.data.positions import Run
-from mmjax.interop.huggingface.inputs import integers
+from mmjax.interop.huggingface.input_items import integers
 from mmjax.model import MultimodalLMConfig
 
 

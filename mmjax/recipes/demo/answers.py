@@ -12,7 +12,7 @@ from mmjax.data.collate import collate
 from mmjax.data.contracts import Batch
 from mmjax.data.conversation import Conversation, parse_record
 from mmjax.data.processor import Processor
-from mmjax.data.token_plan import Bucket, Sample
+from mmjax.data.samples import Bucket, Sample
 from mmjax.infer.batch import answer_text, without_answer
 from mmjax.infer.generate import GenerateOptions, Programs, generate
 from mmjax.model import MultimodalLM

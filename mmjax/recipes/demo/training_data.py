@@ -10,8 +10,8 @@ from mmjax.config import check_choice
 from mmjax.data.conversation import parse_record
 from mmjax.data.pipeline import Pipeline, make_pipeline
 from mmjax.data.processor import Processor
+from mmjax.data.samples import Sample
 from mmjax.data.sources import ListSource
-from mmjax.data.token_plan import Sample
 from mmjax.recipes.demo.assets import Picture
 from mmjax.recipes.demo.questions import Asker, caption_record, question_record
 from mmjax.train.stage import StageConfig

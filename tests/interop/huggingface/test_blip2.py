@@ -6,7 +6,7 @@ import transformers
 from safetensors.numpy import save_file
 
 from mmjax.config import ConfigError
-from mmjax.data.token_plan import TokenPlanError
+from mmjax.data.items import TokenPlanError
 from mmjax.interop.huggingface import FAMILIES, family_of, load, t5
 from mmjax.interop.huggingface.decoders import TEXT
 from mmjax.interop.huggingface.text import text_family

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import transformers
 
-from mmjax.data.token_plan import TokenPlanError
+from mmjax.data.items import TokenPlanError
 from mmjax.interop.huggingface import FAMILIES
 
 VISION = dict(hidden_size=30, intermediate_size=44, num_hidden_layers=3, num_attention_heads=5, patch_size=7)

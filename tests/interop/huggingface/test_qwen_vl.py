@@ -10,7 +10,7 @@ import transformers
 from safetensors.numpy import save_file
 
 from mmjax.config import ConfigError
-from mmjax.data.token_plan import TokenPlanError
+from mmjax.data.items import TokenPlanError
 from mmjax.interop.huggingface import FAMILIES, family_of, load, save
 
 TEXT = dict(
