@@ -55,6 +55,7 @@ EXTRAS = {
         "torch==2.13.0",
         "transformers==5.23.0",
         "peft==0.21.2",
+        "diffusers==0.42.1",
         "pytest>=8.4,<10",
         "pytest-xdist>=3.6,<4",
         "tensorflow-datasets>=4.9.9,<5",

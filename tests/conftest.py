@@ -24,6 +24,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a grid with the mark `quick`, what the mark does not name is slow."""
+    for item in items:
+        mark = item.get_closest_marker("quick")
+        if mark is not None and item.callspec.id not in mark.args:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def tpu_environment() -> dict[str, str]:
     """Variables for a subprocess that compiles for TPUs that are not here; skips where there is no libtpu.

@@ -165,6 +165,7 @@ def test_num_tokens_is_known_before_any_array():
 MESHES = [{"data": 8}, {"fsdp": 4}, {"tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2}]
 
 
+@pytest.mark.quick("dataxfsdpxtensor")
 @pytest.mark.parametrize("axes", MESHES, ids=lambda axes: "x".join(axes))
 def test_a_mesh_changes_no_number_and_no_gradient(model, params, axes):
     batch = example()

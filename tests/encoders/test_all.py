@@ -96,6 +96,7 @@ def media_of(name, encoder):
     return Media(values, segments, grid), 11
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_inside_a_multimodal_model(name):
     encoder = CONFIGS[name]
@@ -125,6 +126,7 @@ def few(names, quick):
     return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", few(CONFIGS, ("siglip2", "whisper", "raw patches")))
 def test_gradients_reach_through(name):
     model = model_of(CONFIGS[name])

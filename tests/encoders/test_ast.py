@@ -25,6 +25,7 @@ def test_patches_and_counts():
     assert CONFIG.num_tokens() == 6 and dataclasses.replace(CONFIG, feature_strategy="full").num_tokens() == 8
 
 
+@pytest.mark.slow
 def test_items_in_rows():
     params = jax.jit(Tower(CONFIG).init)(jax.random.key(0))
     values = np.random.default_rng(0).normal(size=(2, 2, 17, 9)).astype(np.float32)

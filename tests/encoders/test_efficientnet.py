@@ -109,6 +109,7 @@ def close(ours, theirs, tolerance=1e-4):
     assert np.abs(np.asarray(ours) - theirs).max() <= tolerance * scale
 
 
+@pytest.mark.quick("45")
 @pytest.mark.parametrize("size", [32, 37, 45])
 def test_features_equal_torch(tmp_path, size):
     config = small(image_size=size, resolution=size)

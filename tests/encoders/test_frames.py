@@ -64,6 +64,7 @@ def test_run_gives_what_the_image_encoder_gives(params, videos):
         np.testing.assert_allclose(out[name][1], value, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_qformer_reads_frame_by_frame(params, videos):
     """InstructBLIP's way with videos: the Q-Former's item is a frame."""
     features = VIT.num_tokens()

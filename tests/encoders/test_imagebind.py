@@ -29,6 +29,7 @@ def items(config, *shape, seed=0):
     return np.random.default_rng(seed).normal(size=(*shape, *config.item_shape)).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_features():
     params, values = params_of(CONFIG), items(CONFIG, 2, 3)
     out = jax.jit(Tower(CONFIG).__call__)(params, values.reshape(6, 2, 15, 11))
@@ -51,6 +52,7 @@ def test_features():
         np.testing.assert_array_equal(media.segment_ids, np.repeat(segments, count, axis=1))
 
 
+@pytest.mark.slow
 def test_stochastic_depth_leaves_out_the_last_block_of_some_samples():
     # Equal samples: where both halves of block 1 are left out (0.8 ** 2 of them), block 0 alone is what remains.
     config = dataclasses.replace(CONFIG, drop_path=0.8, clips=1)

@@ -168,6 +168,7 @@ def test_axes_and_fresh_params():
     np.testing.assert_allclose(np.exp(params["text_scale"]), 1 / 0.07, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_published_sizes():
     config = imagebind_huge()
     shapes = flatten(jax.eval_shape(ImageBind(config).init, jax.random.key(0)))

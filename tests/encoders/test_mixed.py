@@ -20,6 +20,7 @@ OLD, NEW = Normalization((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)), Normalization((0.1, 
 CONFIG = MixedEncoderConfig({"clip": CLIP, "convnext": CONVNEXT}, 20, 4, OLD, {"convnext": NEW})
 
 
+@pytest.mark.slow
 def test_features_are_those_of_the_parts():
     assert from_dict(MixedEncoderConfig, to_dict(CONFIG)) == CONFIG
     assert (CONFIG.num_tokens(), CONFIG.feature_width) == (16, 22)

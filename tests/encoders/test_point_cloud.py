@@ -109,6 +109,7 @@ def test_the_order_of_the_points_does_not_matter():
     assert np.abs(np.diff(first["pooled"], axis=0)).max() > 0.1
 
 
+@pytest.mark.slow
 def test_padding_is_not_seen():
     # A cloud of 9 points in room for 21, the rest being no numbers; and one of 4, too few for 7 groups.
     params, values = randomised(COLOURED), clouds(COLOURED, 2)
@@ -128,6 +129,7 @@ def test_padding_is_not_seen():
     np.testing.assert_allclose(out["pooled"][1], pooled.numpy(), atol=1e-4)
 
 
+@pytest.mark.quick("patches")
 @pytest.mark.parametrize("strategy", ["full", "patches", "pooled"])
 def test_as_an_encoder(strategy):
     config = dataclasses.replace(COLOURED, feature_strategy=strategy)

@@ -23,13 +23,8 @@ def by_torch(table, height, width, method):
     return out.flatten(2)[0].T.numpy()
 
 
-# Each is compiled for several sizes; the other two are variants of these.
-QUICK = ("bicubic_antialias", "bilinear_corners")
-
-
-@pytest.mark.parametrize(
-    "method", [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in INTERPOLATED]
-)
+@pytest.mark.quick("bilinear_corners")
+@pytest.mark.parametrize("method", INTERPOLATED)
 def test_grids_equal_torch(method):
     table = np.random.default_rng(0).normal(size=(49, 5)).astype(np.float32)
     for height, width in SIZES:

@@ -40,6 +40,7 @@ def test_places_of_patches():
     assert not row[1, 32:].any() and not column[1, 32:].any()
 
 
+@pytest.mark.slow
 def test_who_sees_whom():
     """A change of one patch moves its window alone; with a full layer, its frame alone."""
     params = jax.jit(Tower(CONFIG).init)(jax.random.key(0))
@@ -55,6 +56,7 @@ def test_who_sees_whom():
         assert [np.flatnonzero(row).tolist() for row in moved] == [list(places) for places in wanted]
 
 
+@pytest.mark.slow
 def test_items_in_rows():
     """An item in a row with others is what it is alone; blocks may be stacked or one tree a layer."""
     config = dataclasses.replace(CONFIG, full_layers=(0,))

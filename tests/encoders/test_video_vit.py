@@ -76,4 +76,4 @@ def test_options_that_do_not_fit(config, options, words):
 def test_videos_of_another_size_are_an_error(config):
     with pytest.raises(ValueError, match=r"\(.*8, 9, 3\), but the encoder takes \(.*9, 9, 3\)"):
         videos = np.zeros((1, config.num_frames, 8, 9, 3))
-        Tower(config).module.init(jax.random.key(0), videos, method="create")
+        jax.eval_shape(lambda: Tower(config).module.init(jax.random.key(0), videos, method="create"))

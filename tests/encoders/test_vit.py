@@ -42,6 +42,7 @@ def test_dropped_patches_leave_what_is_kept_as_it_was():
     assert len(set(chosen)) > 1, "every image has a draw of its own"
 
 
+@pytest.mark.slow
 def test_every_patch_is_as_likely_to_be_kept():
     # Block inputs are recognised by their first channel: the embedding is a constant plus the position.
     config = dataclasses.replace(CONFIG, keep_patches=0.2, num_registers=0, pre_norm=False)
@@ -56,6 +57,7 @@ def test_every_patch_is_as_likely_to_be_kept():
     assert counts.sum() == 1000 and counts.min() > 15 and counts.max() < 65
 
 
+@pytest.mark.slow
 def test_gradients_flow_through_what_is_kept_only():
     config = dataclasses.replace(CONFIG, feature_layers=(-1,))
     module, params = tower(config)

@@ -37,6 +37,7 @@ def test_counts():
     assert frames_of(lengths, (5,), (3,))[4:].tolist() == reference
 
 
+@pytest.mark.slow
 def test_items_have_their_own_lengths(params):
     rng = np.random.default_rng(0)
     values = rng.normal(size=(2, 2, 47)).astype(np.float32)

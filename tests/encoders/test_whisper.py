@@ -37,6 +37,7 @@ def test_windows_hold_each_place_between_its_neighbours():
     assert windows_of(x[:, :6], 2)[0, :, :, 0].tolist() == [[0, 1, 2], [2, 3, 4], [4, 5, 6]]
 
 
+@pytest.mark.slow
 def test_items_do_not_see_each_other_and_no_gradient_reaches_the_positions(params):
     module = WhisperEncoder(CONFIG)
     values = np.random.default_rng(0).normal(size=(2, 3, 12, 5)).astype(np.float32)

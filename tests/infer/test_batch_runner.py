@@ -170,6 +170,7 @@ def test_every_record_gets_one_line_in_order_and_bad_ones_say_why(answered):
     assert (report.records, report.errors, report.skipped) == (11, 4, 0)
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_each_record_alone(system, folder, answered, programs):
     for line, record in zip(answered[0], many(), strict=True):
         if line["index"] not in BAD:
@@ -186,6 +187,7 @@ def test_programs_compile_once_a_bucket_and_a_second_run_compiles_nothing(system
     assert again.compilations == {} and "compiled: nothing" in str(again)
 
 
+@pytest.mark.slow
 def test_draws_do_not_depend_on_the_batch_size(system, folder, programs):
     options = GenerateOptions(max_new_tokens=7, do_sample=True, temperature=1.5, top_p=0.95, seed=4)
     records = [ask("what is this", f"{i % 3}.png") for i in range(5)]

@@ -185,6 +185,7 @@ def test_prefill_and_decode_equal_full_forwards(model, params, programs):
         assert ours.tokens[row].tolist() == by_full_forwards(model, params, prompt, 9)
 
 
+@pytest.mark.slow
 def test_stacked_and_unstacked_parameters_generate_the_same(model, params, programs):
     batch, options = text_batch(prompts_of(4, 6)), GenerateOptions(max_new_tokens=8)
     expected = generate(model, params, batch, options, programs).tokens
@@ -252,6 +253,7 @@ def test_nothing_recompiles_within_a_bucket(model, params):
     assert programs.compilations == {"prefill": 2, "decode": 2}
 
 
+@pytest.mark.slow
 def test_a_row_draws_the_same_in_any_batch(model, params, programs):
     prompts = prompts_of(7, 4, 12)
     options = GenerateOptions(max_new_tokens=10, do_sample=True, temperature=2.0, top_k=50, top_p=0.95, seed=5)
@@ -266,6 +268,7 @@ def test_a_row_draws_the_same_in_any_batch(model, params, programs):
     assert (generate(model, params, text_batch(prompts), other_seed, programs).tokens != together).any()
 
 
+@pytest.mark.slow
 def test_bfloat16_generates_and_keeps_its_cache_in_bfloat16(params):
     model = MultimodalLM(MultimodalLMConfig(LLAMA), dtype="bfloat16")
     programs = Programs(model)
@@ -287,6 +290,7 @@ def test_the_state_is_donated_not_copied(model, params, programs):
     assert old.is_deleted()
 
 
+@pytest.mark.slow
 def test_a_mesh_gives_the_tokens_of_one_device_and_keeps_the_layers_split(params):
     config = dataclasses.replace(LLAMA, vocab_size=96)
     model = MultimodalLM(MultimodalLMConfig(config))
@@ -354,6 +358,7 @@ def test_several_images_a_row_equal_full_forwards(seeing):
     assert programs.compilations == {"encode": 1, "prefill": 1, "decode": 1}
 
 
+@pytest.mark.slow
 def test_rows_that_share_media_and_media_encoded_beforehand(seeing):
     model, params = seeing
     each = model.num_tokens("image")

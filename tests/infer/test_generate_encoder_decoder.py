@@ -73,6 +73,7 @@ def theirs_of(seeing, batch, **options):
     return out[:, 1:].numpy()
 
 
+@pytest.mark.slow
 def test_media_in_the_query_and_stop_ids_equal_transformers(seeing):
     model, params, _, programs = seeing
     batch = request()
@@ -93,6 +94,7 @@ def test_media_in_the_query_and_stop_ids_equal_transformers(seeing):
     assert programs.compilations == compiled
 
 
+@pytest.mark.slow
 def test_stacked_parameters_streams_and_draws(seeing):
     model, params, _, programs = seeing
     batch, options = request(), GenerateOptions(max_new_tokens=12, do_sample=True, seed=5)

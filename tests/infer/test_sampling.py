@@ -141,6 +141,7 @@ def test_another_seed_or_step_draws_other_tokens_and_the_same_draws_the_same():
     assert (first != draws(GenerateOptions(do_sample=True, seed=2), values, 64)).mean() > 0.8
 
 
+@pytest.mark.slow
 def test_a_row_draws_the_same_whatever_stands_beside_it():
     values = logits(5, seed=4)
     branches, numbers = GenerateOptions(do_sample=True, top_p=0.95).split()

@@ -116,6 +116,7 @@ def round_trip(tmp_path, loaded, cls):
     return again.eval()
 
 
+@pytest.mark.quick("clip", "siglip")
 @pytest.mark.parametrize("name", PAIRS)
 def test_pair(tmp_path, parity, name):
     model = PAIRS[name]()
@@ -212,6 +213,7 @@ def test_configs_of_2022_with_a_second_copy_of_the_keys_and_buffers(tmp_path, pa
     parity.close(mine[1], theirs.logits_per_text)
 
 
+@pytest.mark.slow
 def test_eos_is_its_first_occurrence():
     config = TextEncoderConfig(20, 8, 1, 2, 12, eos_token=5, activation="gelu")
     tower = Tower(config)
@@ -223,6 +225,7 @@ def test_eos_is_its_first_occurrence():
     np.testing.assert_array_equal(legacy["pooled"], out["last_hidden_state"][np.arange(2), [2, 0]])
 
 
+@pytest.mark.slow
 def test_fresh_pair_has_axes_and_shapes_and_exports(tmp_path):
     image = ViTConfig(8, 4, 12, 1, 2, 16, projection_dim=6)
     config = DualEncoderConfig(image, TextEncoderConfig(20, 8, 2, 2, 12, eos_token=3, projection_dim=6))

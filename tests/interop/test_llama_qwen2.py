@@ -218,6 +218,7 @@ def test_put_places_every_leaf_and_fresh_params_export(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
 
 
+@pytest.mark.slow
 def test_lora_is_merged_on_export(tmp_path, parity):
     lora = LoRAConfig(rank=3, alpha=5.0)
     config = MultimodalLMConfig(DecoderConfig(50, 12, 2, 2, 1, 6, 20, lora=lora))

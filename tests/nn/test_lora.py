@@ -22,6 +22,7 @@ def run(config, params):
     return decoder.apply({"params": params}, x, tokens, jnp.tril(jnp.ones((1, 6, 6), bool)))[0]
 
 
+@pytest.mark.quick("targets0")
 @pytest.mark.parametrize("targets", [("q", "v"), ("q", "k", "v", "o", "gate", "up", "down")])
 def test_add_is_identity_and_merge_is_exact(targets):
     lora = LoRAConfig(3, 8.0, targets)

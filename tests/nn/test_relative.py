@@ -45,6 +45,7 @@ def test_a_bias_on_the_logits_equals_torch(heads, kv_heads, rows):
     np.testing.assert_allclose(mine, theirs.transpose(1, 2).numpy(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_keys_made_once_give_what_a_source_gives():
     module = Attention(width=12, num_heads=4, num_kv_heads=2, head_dim=6, qkv_bias=True, out_bias=True, qkv_clip=0.7)
     x, source = jax.random.normal(jax.random.key(0), (2, 5, 12)), jax.random.normal(jax.random.key(1), (2, 8, 12))

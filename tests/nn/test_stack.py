@@ -28,6 +28,7 @@ def apply(params, x, cache):
 X = jax.random.normal(jax.random.key(1), (2, 4, 10))
 
 
+@pytest.mark.slow
 def test_layers_differ_and_are_named_on_their_leading_axis():
     boxed = init_stack(BLOCK, 3, jnp.zeros((1, 1, 10)))(jax.random.key(0))
     kernel = boxed["attn"]["q"]["kernel"]
@@ -35,6 +36,7 @@ def test_layers_differ_and_are_named_on_their_leading_axis():
     assert not np.allclose(kernel.value[0], kernel.value[1])
 
 
+@pytest.mark.quick("full")
 @pytest.mark.parametrize("remat", ["none", "full", "dots"])
 def test_scan_loop_and_remat_agree(remat):
     blocks = stacked()
@@ -50,6 +52,7 @@ def test_scan_loop_and_remat_agree(remat):
         )
 
 
+@pytest.mark.slow
 def test_part_of_a_stack_then_the_rest_is_the_whole():
     blocks = stacked()
     whole, _ = run_stack(apply, blocks, X)
@@ -64,6 +67,7 @@ def test_unknown_remat_is_named():
         run_stack(apply, stacked(), X, remat="ful")
 
 
+@pytest.mark.slow
 def test_groups_with_a_layer_of_another_stack_before_each():
     blocks, others = stacked(4), stacked(2)
     before = lambda params, x: apply(params, x, None)[0]

@@ -84,6 +84,7 @@ def close(got, wanted, tolerance):
         assert np.abs(a - b).max() <= tolerance * max(1, np.sqrt((b**2).mean())), name
 
 
+@pytest.mark.quick("sizes1-visible1")
 @pytest.mark.parametrize(
     "sizes, visible",
     [
@@ -100,6 +101,7 @@ def test_equals_torch(sizes, visible):
     close(with_gradients(lambda *a: cross_attention_reference(*a, mask), q, k, v, grad), wanted, 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 2e-2)])
 def test_equals_attend_where_a_row_sees_nothing_or_stops_early(dtype, tolerance):
     q, k, v, grad, _ = example(3, 35, 4, 2, 261, 32, dtype)
@@ -130,6 +132,7 @@ def interpreter():
     )
 
 
+@pytest.mark.slow
 def test_no_race_and_nothing_uninitialised(capfd):
     q, k, v, grad, mask = example(1, 130, 1, 1, 200, 16, visible=(90,))
     f = lambda *a: cross_attention(*a, mask, block_q=128, block_kv=128, interpret=interpreter())

@@ -83,6 +83,7 @@ def instruction(config):
     return TextStream(tokens, np.tile(np.arange(4, dtype=np.int32), (2, 1)), (tokens > 0).astype(np.int32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_inside_a_model(name):
     projector = CONFIGS[name]
@@ -122,6 +123,7 @@ def test_inside_a_model(name):
 QUICK = ("mlp", "ldp", "merge", "resampler", "cif")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
 )

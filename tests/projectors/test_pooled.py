@@ -63,6 +63,7 @@ def test_starts_as_linear_maps_times_scale():
     np.testing.assert_allclose(out[0, 1], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_dropout_drops_the_same_channels_in_all_features():
     sizes = dict(in_width=400, width=400, hidden=2)
     config = PooledProjectorConfig(**sizes, global_heads=1, num_local=3, dropout=0.3)

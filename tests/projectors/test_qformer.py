@@ -281,6 +281,7 @@ def test_dropout_falls_on_what_layers_add(tools, random):
     np.testing.assert_array_equal(one, run(params, True, jax.random.key(1)))
 
 
+@pytest.mark.slow
 def test_dropout_keeps_its_share_and_makes_up_for_the_rest(random):
     """A block that adds ones alone shows which of them are kept: three quarters, made larger by a third."""
     block = SelfBlock(dataclasses.replace(CONFIG, dropout=0.25))

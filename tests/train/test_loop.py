@@ -134,6 +134,7 @@ def test_twenty_steps_have_torchs_loss_curve(tmp_path):
         assert np.abs(leaf - theirs).max() <= 1e-4 * max(1.0, np.sqrt(np.mean(theirs**2))), name
 
 
+@pytest.mark.quick("2")
 @pytest.mark.parametrize("checkpoint_every", [0, 2])
 def test_three_steps_a_stop_and_three_steps_are_six_steps(tmp_path, checkpoint_every):
     params, stage = make_params(), make_stage(checkpoint_every=checkpoint_every, accumulate=2)
@@ -247,6 +248,7 @@ def test_bfloat16_params_are_trained_in_float32_and_given_back(tmp_path):
     assert "float32" in str(kept["trainable/backbone/blocks/attn/q/kernel"])
 
 
+@pytest.mark.slow
 def test_a_mesh_has_one_devices_losses_and_resumes_on_one_device(tmp_path):
     params, stage = make_params(), make_stage()
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2), jax.devices()[:8])

@@ -105,6 +105,7 @@ def one_device():
     return run_step(make_stage(), make_batch(), optimizer=optax.sgd(1.0))
 
 
+@pytest.mark.quick("data-fsdp-tensor")
 @pytest.mark.parametrize("axes", MESHES, ids=lambda axes: "-".join(axes))
 def test_a_mesh_gives_the_loss_and_every_gradient_of_one_device(axes, one_device):
     params, metrics, state = run_step(make_stage(), make_batch(), axes, optimizer=optax.sgd(1.0))
@@ -116,6 +117,7 @@ def test_a_mesh_gives_the_loss_and_every_gradient_of_one_device(axes, one_device
     assert kernel.addressable_shards[0].data.size * split_over == kernel.size
 
 
+@pytest.mark.slow
 def test_adamw_on_a_mesh_with_micro_batches_equals_one_device_without():
     stage = make_stage(accumulate=2)
     batch = make_batch(rows=16, media_rows=16)
@@ -127,6 +129,7 @@ def test_adamw_on_a_mesh_with_micro_batches_equals_one_device_without():
     assert max(moved) < 2e-3 and np.mean(moved) < 2e-4
 
 
+@pytest.mark.quick("None")
 @pytest.mark.parametrize("mesh", [None, {"data": 2, "fsdp": 4}])
 def test_micro_batches_of_unequal_weight_equal_the_whole(mesh):
     batch = make_batch(rows=32, media_rows=16)

@@ -183,7 +183,12 @@ def family_of(config: Config, hf_config: Mapping[str, Any] | None = None) -> Any
         return vivit if config.class_token else videomae
     if type(config) in TOWERS:
         return TOWERS[type(config)]
-    return clip if config.causal else siglip
+    if isinstance(config, TextEncoderConfig):
+        return clip if config.causal else siglip
+    raise ConfigError(
+        f"transformers has no class for an encoder of kind {config.kind!r} alone; mmjax's own format keeps it: "
+        'save_pretrained(directory, format="mmjax")'
+    )
 
 
 def _text_family(config: MultimodalLMConfig, families: Mapping[str, TextFamily], preferred: str | None) -> Any:

@@ -55,6 +55,7 @@ def theirs(model, values, longer=None):
     return found
 
 
+@pytest.mark.quick("fusion")
 @pytest.mark.parametrize("name", MODELS)
 def test_tower(weights, parity, name):
     model = weights.randomised(MODELS[name]())
@@ -73,6 +74,7 @@ def test_tower(weights, parity, name):
     np.testing.assert_allclose(mine["pooled"], mine["last_hidden_state"].mean(1), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_fusion_of_the_items_that_are_longer(weights, parity):
     model = weights.randomised(tower(enable_fusion=True))
     loaded = weights.loaded(model)

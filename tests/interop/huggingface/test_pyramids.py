@@ -58,9 +58,8 @@ MODELS = {
 QUICK = ("convnextv2", "resnet", "swin")
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
-)
+@pytest.mark.quick(*QUICK)
+@pytest.mark.parametrize("name", MODELS)
 def test_model(weights, parity, name):
     model = weights.randomised(MODELS[name]())
     loaded = weights.loaded(model)

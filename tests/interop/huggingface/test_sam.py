@@ -128,6 +128,7 @@ def test_embeddings_from_outside(pair, parity):
     np.testing.assert_array_equal(flat.logits, mine.logits)
 
 
+@pytest.mark.quick("whole map")
 @pytest.mark.parametrize(
     "options",
     [

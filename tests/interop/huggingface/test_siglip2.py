@@ -29,6 +29,7 @@ def inputs():
     return np.where(mask[..., None], pixels, 0), mask.astype(np.int32), np.array(SHAPES)
 
 
+@pytest.mark.quick("options0")
 @pytest.mark.parametrize("options", [{}, {"vision_use_head": False, "layer_norm_eps": 1e-3}])
 def test_tower(weights, parity, options):
     model = weights.randomised(tower(**options))
@@ -85,6 +86,7 @@ def test_images_packed_into_rows_do_not_see_each_other(weights, parity):
             module.apply({"params": loaded.params}, broken)
 
 
+@pytest.mark.slow
 def test_images_of_one_size_are_patches_of_one_shape(weights, parity):
     """Images [B, I, H, W, 3] through the same tower: what the processor's patches of them give."""
     model = weights.randomised(tower())

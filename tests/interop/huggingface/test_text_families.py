@@ -185,12 +185,8 @@ def same(config, reference):
 
 
 # Those that every option of the decoder is in; the others run with the grids.
-FEW = ("mistral", "phi3, partial", "gemma3", "gpt2", "gptj", "bloom", "mixtral", "qwen2_moe", "qwen3_moe")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in FEW else pytest.mark.slow) for name in VARIANTS]
-)
+@pytest.mark.quick("phi3, partial", "gemma3", "gptj", "bloom", "mixtral")
+@pytest.mark.parametrize("name", VARIANTS)
 def test_logits_generation_and_export(tmp_path, parity, name):
     kind, options = VARIANTS[name]
     reference = build(kind, options)
@@ -224,6 +220,7 @@ def test_logits_generation_and_export(tmp_path, parity, name):
     assert family.config_from_hf(family.config_to_hf(loaded.config)) == loaded.config
 
 
+@pytest.mark.slow
 def test_longrope_beyond_the_original_context(tmp_path, parity):
     kind, options = VARIANTS["phi3, longrope"]
     reference = build(kind, options)

@@ -67,6 +67,7 @@ def ours(config, params, videos, *more, dtype="float32"):
     return tuple(out[name] for name in ("last_hidden_state", "pooled") if name in out)
 
 
+@pytest.mark.quick("videomae", "vivit", "timesformer")
 @pytest.mark.parametrize("name", ENCODERS)
 def test_encoder(weights, parity, name):
     model = weights.randomised(ENCODERS[name]())
@@ -133,6 +134,7 @@ def test_tower_out_of_a_model_with_a_head(weights, parity, make):
     parity.close(ours(loaded.config, loaded.params, videos)[0], outputs(model.base_model, videos)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention_type, frames", [("divided_space_time", 5), ("joint_space_time", 2)])
 def test_timesformer_of_other_videos(weights, parity, attention_type, frames):
     model = weights.randomised(timesformer(attention_type=attention_type))
@@ -145,6 +147,7 @@ def test_timesformer_of_other_videos(weights, parity, attention_type, frames):
     assert mine.shape[1] == loaded.config.num_tokens((frames, 2, 2))
 
 
+@pytest.mark.slow
 def test_timesformer_features_are_frame_by_frame(weights):
     loaded = weights.loaded(weights.randomised(timesformer()))
     videos = weights.pixels(2, *loaded.config.item_shape)

@@ -51,6 +51,7 @@ FAMILIES = {
 }
 
 
+@pytest.mark.quick("dinov2 gated", "registers", "blip2")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_tower(weights, parity, name):
     model = weights.randomised(FAMILIES[name]())
@@ -70,6 +71,7 @@ def test_tower(weights, parity, name):
     assert 0 < np.sqrt(np.mean(gap**2)) < 0.03 * np.sqrt(np.mean(np.asarray(mine.last_hidden_state) ** 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit", "dinov2", "registers", "blip2"])
 def test_other_image_sizes(weights, parity, name):
     model = weights.randomised(FAMILIES[name]())
@@ -93,6 +95,7 @@ def test_other_image_sizes(weights, parity, name):
         assert config.num_tokens(grid) == theirs.last_hidden_state.shape[1]
 
 
+@pytest.mark.quick("registers")
 @pytest.mark.parametrize("name", ["dinov2", "registers"])
 def test_masked_patches_and_features(weights, parity, name):
     model = weights.randomised(FAMILIES[name]())

@@ -58,6 +58,7 @@ def theirs(model, *arrays, **more):
         return model(**inputs, **{name: torch.tensor(array) for name, array in more.items()})
 
 
+@pytest.mark.quick("wav2vec2", "hubert, large")
 @pytest.mark.parametrize("name", MODELS)
 def test_model(weights, parity, name):
     model = weights.randomised(MODELS[name]())
@@ -78,6 +79,7 @@ def test_model(weights, parity, name):
         parity.close(run(loaded.params, alone)["last_hidden_state"], theirs(model, alone).last_hidden_state)
 
 
+@pytest.mark.slow
 def test_masked_frames_and_bfloat16(weights, parity):
     model = weights.randomised(wav2vec2(**LARGE))
     loaded = weights.loaded(model)

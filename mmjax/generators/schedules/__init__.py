@@ -1,0 +1,65 @@
+"""Schedules: a sampler's config and a number of steps to the table that `mmjax.generators.sampling` runs."""
+
+import dataclasses
+
+import numpy as np
+
+from mmjax.generators.noise import alphas_cumprod
+from mmjax.generators.schedules.by_log_snr import dpm_solver, unipc
+from mmjax.generators.schedules.by_sigma import euler, euler_ancestral, first_sigma, heun
+from mmjax.generators.schedules.by_time import ddim, ddpm, lcm, pndm
+from mmjax.generators.schedules.config import ScheduleConfig
+from mmjax.generators.schedules.flow import flow_euler
+from mmjax.generators.schedules.steps import Steps, table
+
+# The one place where a sampler's name meets its formulas.
+ROWS = {
+    "ddpm": ddpm,
+    "ddim": ddim,
+    "pndm": pndm,
+    "lcm": lcm,
+    "euler": euler,
+    "euler_ancestral": euler_ancestral,
+    "heun": heun,
+    "dpm_solver": dpm_solver,
+    "sde_dpm_solver": dpm_solver,
+    "unipc": unipc,
+    "flow_euler": flow_euler,
+}
+SCALED = ("euler", "euler_ancestral", "heun")
+
+
+def make_steps(config: ScheduleConfig, steps: int, start: int = 0, capacity: int | None = None) -> Steps:
+    """The table of a sampler.
+
+    Args:
+        config: the sampler.
+        steps: how many steps a whole run has.
+        start: how many of them are left out at the noisy end (image to image); samplers with a memory begin anew.
+        capacity: rows that the program is compiled for; as many as there are if None.
+
+    Raises:
+        ValueError: steps below 1, more than there are times, or a start that is not one of them.
+    """
+    if not 1 <= steps <= config.noise.train_steps:
+        raise ValueError(f"steps must be from 1 to {config.noise.train_steps}, got {steps}")
+    if not 0 <= start < steps:
+        raise ValueError(f"start must be from 0 to {steps - 1}, got {start}")
+    rows = ROWS[config.sampler](config, steps, start)
+    first = first_sigma(config, steps) if config.sampler in SCALED else 1.0
+    return table(rows, first, capacity)
+
+
+def levels_at(config: ScheduleConfig, steps: int, start: int) -> tuple[float, float]:
+    """(alpha, sigma) of the latent alpha x_0 + sigma noise that the step `start` begins with.
+
+    What an image is noised with to go on from there; of samplers by noise level alpha is 1.
+    """
+    if config.sampler in SCALED:
+        row = make_steps(dataclasses.replace(config, sampler="euler"), steps, start)
+        return 1.0, float(np.sqrt(max(1 / float(row.scale[0]) ** 2 - 1, 0.0)))
+    time = float(make_steps(config, steps, start).time[0])
+    if config.noise.flow:
+        return 1 - time / config.noise.train_steps, time / config.noise.train_steps
+    share = float(np.interp(time, np.arange(config.noise.train_steps), alphas_cumprod(config.noise)))
+    return share**0.5, (1 - share) ** 0.5
