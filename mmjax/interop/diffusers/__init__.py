@@ -1,0 +1,107 @@
+"""Components of diffusers pipelines: a directory with config.json and weights, read and written without torch."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmjax.config import ConfigError, nearest
+from mmjax.generators.autoencoder import Autoencoder, AutoencoderConfig
+from mmjax.interop.diffusers import autoencoder_kl
+from mmjax.interop.table import export_params, import_params, rename
+from mmjax.interop.tensors import WeightsError, read_directory, write_directory
+
+# The one place where the name of a class meets our module and its table.
+FAMILIES = {autoencoder_kl.CLASS: autoencoder_kl}
+MODULES = {AutoencoderConfig: Autoencoder}
+OF_CONFIG = {AutoencoderConfig: autoencoder_kl}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Component:
+    """What a directory holds: our config, params as nested dicts, and config.json as it stands there."""
+
+    config: Any
+    params: dict[str, Any]
+    hf_config: dict[str, Any]
+
+
+def param_shapes(config: Any, dtype: str = "float32") -> dict[str, Any]:
+    """The tree of `jax.ShapeDtypeStruct` of a component."""
+    side = 2 * config.downsampling
+    images = jnp.zeros((1, side, side, config.image_channels))
+    module = MODULES[type(config)](config)
+    boxed = jax.eval_shape(lambda: module.init(jax.random.key(0), images, method="create")["params"])
+
+    def shape(box):
+        return jax.ShapeDtypeStruct(box.value.shape, jnp.dtype(dtype))
+
+    return jax.tree.map(shape, boxed, is_leaf=lambda leaf: hasattr(leaf, "names"))
+
+
+def load(
+    directory: str | os.PathLike, dtype: str = "float32", put: Callable[[str, np.ndarray], Any] | None = None
+) -> Component:
+    """Reads what diffusers' `save_pretrained` wrote for one component.
+
+    Args:
+        directory: holds config.json and safetensors (or a .bin, read without running pickled code).
+        dtype: of the params.
+        put: (path, array) -> what stands in params; a jax array on the default device unless told.
+
+    Raises:
+        FileNotFoundError: no config.json or no weights.
+        ConfigError: a class or an option that is not supported.
+        WeightsError: one list of every missing, left-over and misshapen tensor.
+    """
+    directory = Path(directory)
+    path = directory / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{directory} has no config.json")
+    hf = json.loads(path.read_text(encoding="utf-8"))
+    name = hf.get("_class_name")
+    if name not in FAMILIES:
+        raise ConfigError(
+            f"{path}: _class_name {name!r} is not supported.{nearest(str(name), FAMILIES)} "
+            f"Supported are {', '.join(FAMILIES)}"
+        )
+    family = FAMILIES[name]
+    config = family.config_from_hf(hf)
+    tensors = rename(read_directory(directory), family.rewrites(config))
+    try:
+        params = import_params(
+            family.table(config), tensors, param_shapes(config, dtype), put or (lambda path, array: jnp.array(array)),
+            family.IGNORE,
+        )  # fmt: skip
+    except WeightsError as error:
+        raise WeightsError(f"{directory}: {error}") from error
+    return Component(config, params, hf)
+
+
+def save(
+    directory: str | os.PathLike, config: Any, params: Mapping[str, Any], hf_config: Mapping[str, Any] | None = None
+) -> list[Path]:
+    """Writes a directory that diffusers' `from_pretrained` loads, with the same outputs.
+
+    Raises:
+        ConfigError: no class can say this config.
+        WeightsError: the params do not fit it.
+    """
+    if type(config) not in OF_CONFIG:
+        raise ConfigError(f"diffusers has no class for a {type(config).__name__}")
+    family, directory = OF_CONFIG[type(config)], Path(directory)
+    written = write_directory(directory, export_params(family.table(config), params))
+    for path in list(written):
+        # The names that diffusers looks for.
+        target = path.with_name(path.name.replace("model", "diffusion_pytorch_model", 1))
+        path.rename(target)
+        written[written.index(path)] = target
+    path = directory / "config.json"
+    path.write_text(json.dumps(family.config_to_hf(config, hf_config), indent=2, sort_keys=True) + "\n")
+    return [*written, path]
