@@ -61,6 +61,11 @@ class AutoencoderConfig:
                 raise ConfigError(f"autoencoder.widths: {width} is not a multiple of groups {self.groups}")
 
     @property
+    def feature_shape(self) -> tuple[int, int, int]:
+        """Shape of the smallest image that `create` may be called with."""
+        return (self.downsampling, self.downsampling, self.image_channels)
+
+    @property
     def downsampling(self) -> int:
         """Pixels along a side of the image for one place of the latent."""
         return 2 ** (len(self.widths) - 1)

@@ -111,6 +111,20 @@ class Conv:
 
 
 @dataclasses.dataclass(frozen=True)
+class Pointwise:
+    """Ours [in, out], theirs (a torch.nn.Conv2d with a window of one place) [out, in, 1, 1]."""
+
+    def theirs_shape(self, ours: Shape) -> Shape:
+        return (*ours[::-1], 1, 1)
+
+    def to_ours(self, theirs: np.ndarray, ours: Shape) -> np.ndarray:
+        return theirs.reshape(ours[::-1]).T
+
+    def to_theirs(self, ours: np.ndarray) -> np.ndarray:
+        return ours.T[..., None, None]
+
+
+@dataclasses.dataclass(frozen=True)
 class Squeezed:
     """Theirs has further axes of length 1 at `axes` (counted in theirs)."""
 

@@ -13,19 +13,20 @@ import numpy as np
 
 from mmjax.config import ConfigError, nearest
 from mmjax.generators.autoencoder import Autoencoder, AutoencoderConfig
-from mmjax.interop.diffusers import autoencoder_kl
+from mmjax.generators.unet import UNet, UNetConfig
+from mmjax.interop.diffusers import autoencoder_kl, unet_2d_condition
 from mmjax.interop.table import export_params, import_params, rename
 from mmjax.interop.tensors import WeightsError, read_directory, write_directory
 
 # The one place where the name of a class meets our module and its table.
-FAMILIES = {autoencoder_kl.CLASS: autoencoder_kl}
-MODULES = {AutoencoderConfig: Autoencoder}
-OF_CONFIG = {AutoencoderConfig: autoencoder_kl}
+FAMILIES = {family.CLASS: family for family in (autoencoder_kl, unet_2d_condition)}
+MODULES = {AutoencoderConfig: Autoencoder, UNetConfig: UNet}
+OF_CONFIG = {AutoencoderConfig: autoencoder_kl, UNetConfig: unet_2d_condition}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Component:
-    """What a directory holds: our config, params as nested dicts, and config.json as it stands there."""
+    """What a directory holds: our config, params as nested dicts, config.json as it stands there."""
 
     config: Any
     params: dict[str, Any]
@@ -34,10 +35,9 @@ class Component:
 
 def param_shapes(config: Any, dtype: str = "float32") -> dict[str, Any]:
     """The tree of `jax.ShapeDtypeStruct` of a component."""
-    side = 2 * config.downsampling
-    images = jnp.zeros((1, side, side, config.image_channels))
+    values = jnp.zeros((1, *config.feature_shape))
     module = MODULES[type(config)](config)
-    boxed = jax.eval_shape(lambda: module.init(jax.random.key(0), images, method="create")["params"])
+    boxed = jax.eval_shape(lambda: module.init(jax.random.key(0), values, method="create")["params"])
 
     def shape(box):
         return jax.ShapeDtypeStruct(box.value.shape, jnp.dtype(dtype))
@@ -75,10 +75,8 @@ def load(
     config = family.config_from_hf(hf)
     tensors = rename(read_directory(directory), family.rewrites(config))
     try:
-        params = import_params(
-            family.table(config), tensors, param_shapes(config, dtype), put or (lambda path, array: jnp.array(array)),
-            family.IGNORE,
-        )  # fmt: skip
+        put = put or (lambda path, array: jnp.array(array))
+        params = import_params(family.table(config, hf), tensors, param_shapes(config, dtype), put, family.IGNORE)
     except WeightsError as error:
         raise WeightsError(f"{directory}: {error}") from error
     return Component(config, params, hf)
@@ -96,12 +94,13 @@ def save(
     if type(config) not in OF_CONFIG:
         raise ConfigError(f"diffusers has no class for a {type(config).__name__}")
     family, directory = OF_CONFIG[type(config)], Path(directory)
-    written = write_directory(directory, export_params(family.table(config), params))
+    out = family.config_to_hf(config, hf_config)
+    written = write_directory(directory, export_params(family.table(config, out), params))
     for path in list(written):
         # The names that diffusers looks for.
         target = path.with_name(path.name.replace("model", "diffusion_pytorch_model", 1))
         path.rename(target)
         written[written.index(path)] = target
     path = directory / "config.json"
-    path.write_text(json.dumps(family.config_to_hf(config, hf_config), indent=2, sort_keys=True) + "\n")
+    path.write_text(json.dumps(out, indent=2, sort_keys=True) + "\n")
     return [*written, path]

@@ -79,7 +79,7 @@ def rewrites(config: AutoencoderConfig) -> list[Rewrite]:
     return [(rf"(\.attentions\.0)\.{name}\.", rf"\1.{new}.") for name, new in old.items()]
 
 
-def table(config: AutoencoderConfig) -> list[Row]:
+def table(config: AutoencoderConfig, hf: Mapping[str, Any] | None = None) -> list[Row]:
     """Rows of both sides."""
     last = len(config.widths) - 1
     rows = []
