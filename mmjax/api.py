@@ -36,6 +36,7 @@ from mmjax.interop.huggingface.inputs import MEDIA_NAMES, TOKEN_TYPES, counted_p
 from mmjax.interop.huggingface.token_types import bidirectional_groups
 from mmjax.interop.locate import locate
 from mmjax.interop.segmenter import SegmenterConfig
+from mmjax.latent_diffusion_model import INDEX, LatentDiffusion, load_latent_diffusion
 from mmjax.model import MultimodalLM, MultimodalLMConfig
 from mmjax.paths import flatten
 from mmjax.save import save
@@ -327,16 +328,22 @@ class Model:
 
 
 def from_pretrained(
-    path: str | os.PathLike, dtype: str = "float32", param_dtype: str | None = None, mesh: Any = None
-) -> Model | EncoderModel | SegmenterModel:
+    path: str | os.PathLike,
+    dtype: str = "float32",
+    param_dtype: str | None = None,
+    mesh: Any = None,
+    skip: Sequence[str] = (),
+) -> Model | EncoderModel | SegmenterModel | LatentDiffusion:
     """Loads a model with its weights.
 
     Args:
-        path: a directory in transformers layout (the families of `huggingface.FAMILIES`), an mmjax directory, a
-            `.gguf` file, a `gs://` directory, or the name of a repository on the hub.
+        path: a directory in transformers layout (the families of `huggingface.FAMILIES`) or of diffusers'
+            StableDiffusionPipeline, an mmjax directory, a `.gguf` file, a `gs://` directory, or the name of a
+            repository on the hub.
         dtype: of computation, "float32" or "bfloat16".
         param_dtype: of the weights, if it is to differ from `dtype`.
-        mesh: a `jax.sharding.Mesh` to place the weights on, leaf by leaf as they are read.
+        mesh: a `jax.sharding.Mesh` to place the weights on, leaf by leaf as they are read; not of a pipeline.
+        skip: parts of a pipeline to leave out, such as "safety_checker".
 
     Raises:
         FileNotFoundError: no such path, and no such repository that can be reached.
@@ -352,9 +359,15 @@ def from_pretrained(
         return _from_gguf(place, dtype, param_dtype, mesh)
     if (place / checkpoint.METADATA).exists():
         return _from_mmjax(place, dtype, param_dtype, mesh)
+    if (place / INDEX).exists():
+        if mesh is not None:
+            raise ValueError(f"{place}: a pipeline's weights are not placed on a mesh here")
+        return load_latent_diffusion(place, dtype, param_dtype, skip)
     if (place / "config.json").exists():
         return _from_huggingface(place, dtype, param_dtype, mesh)
-    raise ConfigError(f"{place}: neither config.json (transformers) nor {checkpoint.METADATA} (mmjax) in it")
+    raise ConfigError(
+        f"{place}: neither config.json (transformers), {INDEX} (diffusers) nor {checkpoint.METADATA} (mmjax) in it"
+    )
 
 
 def _from_gguf(place: Path, dtype: str, param_dtype: str, mesh: Any) -> Model:

@@ -16,6 +16,9 @@ import os
 import re
 import secrets
 from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from mmjax.data.clip_tokenizer import MERGES, VOCABULARY, clip_tokenizer
 
 _SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model")
 SPACE = "\u2581"  # how sentencepiece vocabularies write a space
@@ -71,6 +74,11 @@ class Tokenizer:
             return [], []
         return self._core.encode(_SURROGATE.sub("\ufffd", text), continued)
 
+    @property
+    def frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The ids that the checkpoint puts before and behind a text, by its post-processor if it has one."""
+        return self._core.frame() if hasattr(self._core, "frame") else ((self.bos_id,) if self.add_bos else (), ())
+
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Text of `ids` (any integers; negative ones and those past the vocabulary are left out).
 
@@ -103,6 +111,14 @@ class Tokenizer:
         """A copy in which each of `tokens` is a control token; those it lacks get ids from its end."""
         core = self._core.with_tokens(list(tokens))
         return Tokenizer(core, self.named_tokens, self.add_bos, self.chat_template, self._config)
+
+    def with_controls(self, tokens: Iterable[str]) -> "Tokenizer":
+        """A copy in which those of `tokens` that it has are control tokens for templates, whatever they look like."""
+        found = copy.copy(self)
+        known = {token: index for token in tokens if (index := self.token_id(token)) is not None}
+        found.special_tokens = {**known, **self.special_tokens}
+        found.strips = {**dict.fromkeys(known, (False, False)), **self.strips}
+        return found
 
     def save(self, directory: str) -> None:
         """Write tokenizer.json or tokenizer.model, tokenizer_config.json and special_tokens_map.json.
@@ -149,6 +165,12 @@ class HuggingFaceCore:
     def encode(self, text, continued):
         encoding = (self._continued if continued else self._first).encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
+
+    def frame(self):
+        plain, whole = (self.raw.encode("a", add_special_tokens=framed).ids for framed in (False, True))
+        extra = len(whole) - len(plain)
+        at = next((i for i in range(extra + 1) if whole[i : i + len(plain)] == plain), 0)
+        return tuple(whole[:at]), tuple(whole[at + len(plain) :])
 
     def decode(self, ids, skip_special):
         return self.raw.decode(ids, skip_special_tokens=skip_special)
@@ -299,8 +321,8 @@ def _sentencepiece_core(model: bytes, *arguments) -> _SentencePieceCore:
 def load_tokenizer(directory: str) -> Tokenizer | None:
     """The tokenizer of a checkpoint directory in transformers layout; None if there are no tokenizer files.
 
-    tokenizer.json is preferred to a sentencepiece model. Raises FileNotFoundError for a directory that does
-    not exist and ValueError naming the file for one that cannot be read.
+    tokenizer.json is preferred to a sentencepiece model, and that to CLIP's vocab.json and merges.txt. Raises
+    FileNotFoundError for a directory that does not exist and ValueError naming the file for one that cannot be read.
     """
     if not os.path.isdir(directory):
         raise FileNotFoundError(f"{directory}: no such directory, so no tokenizer can be read from it")
@@ -320,6 +342,10 @@ def load_tokenizer(directory: str) -> Tokenizer | None:
         path = os.path.join(directory, name)
         if os.path.exists(path):
             return _read_sentencepiece(path, named, added, template, config)
+    files = all(os.path.exists(os.path.join(directory, name)) for name in (VOCABULARY, MERGES))
+    if files and str(config.get("tokenizer_class", "")).startswith("CLIP"):
+        ends = (named.get(f"{name}_token", f"<|{word}oftext|>") for name, word in (("bos", "start"), ("eos", "end")))
+        return Tokenizer(HuggingFaceCore(clip_tokenizer(Path(directory), *ends)), named, True, template, config)
     return None
 
 
