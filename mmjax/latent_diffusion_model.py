@@ -17,11 +17,12 @@ from mmjax.config import ConfigError
 from mmjax.data.contracts import Condition
 from mmjax.data.tokenizer import Tokenizer, load_tokenizer
 from mmjax.encoders.text import TextEncoderConfig
-from mmjax.generators.autoencoder import Autoencoder, AutoencoderConfig, unscaled
+from mmjax.generators.autoencoder import AutoencoderConfig, unscaled
 from mmjax.generators.sampling import first_latent, guided, sample
 from mmjax.generators.schedules import make_steps
 from mmjax.generators.schedules.config import ScheduleConfig
 from mmjax.generators.schedules.steps import Steps
+from mmjax.generators.tiny_autoencoder import TinyAutoencoderConfig
 from mmjax.generators.unet import UNet, UNetConfig
 from mmjax.interop import diffusers, huggingface
 from mmjax.interop.diffusers.scheduler import load_schedule
@@ -49,7 +50,7 @@ class LatentDiffusion:
 
     text: TextEncoderConfig
     unet: UNetConfig
-    autoencoder: AutoencoderConfig
+    autoencoder: AutoencoderConfig | TinyAutoencoderConfig
     params: dict[str, Any]
     schedule: ScheduleConfig
     tokenizer: Tokenizer | None = None
@@ -116,7 +117,7 @@ class LatentDiffusion:
     def _draw(self) -> Any:
         tower = huggingface.model_of(self.text, dtype=self.dtype)
         unet = UNet(self.unet, jnp.dtype(self.dtype))
-        autoencoder = Autoencoder(self.autoencoder)
+        autoencoder = diffusers.MODULES[type(self.autoencoder)](self.autoencoder)
 
         @jax.jit
         def draw(params: dict[str, Any], steps: Steps, tokens, noise, scale, rng):

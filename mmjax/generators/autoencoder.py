@@ -1,7 +1,7 @@
 """Images to latents and back: the variational autoencoder of latent diffusion (Rombach et al., 2022)."""
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -203,11 +203,11 @@ class Autoencoder(nn.Module):
         return self.decode(self.encode(images).mean)
 
 
-def scaled(config: AutoencoderConfig, latents: jax.Array) -> jax.Array:
-    """Latents as a diffusion model has them."""
+def scaled(config: Any, latents: jax.Array) -> jax.Array:
+    """Latents as a diffusion model has them; `config` is any autoencoder's, with `scale` and `shift`."""
     return (latents - config.shift) * config.scale
 
 
-def unscaled(config: AutoencoderConfig, latents: jax.Array) -> jax.Array:
+def unscaled(config: Any, latents: jax.Array) -> jax.Array:
     """A diffusion model's latents as the decoder takes them."""
     return latents / config.scale + config.shift

@@ -13,15 +13,20 @@ import numpy as np
 
 from mmjax.config import ConfigError, nearest
 from mmjax.generators.autoencoder import Autoencoder, AutoencoderConfig
+from mmjax.generators.tiny_autoencoder import TinyAutoencoder, TinyAutoencoderConfig
 from mmjax.generators.unet import UNet, UNetConfig
-from mmjax.interop.diffusers import autoencoder_kl, unet_2d_condition
+from mmjax.interop.diffusers import autoencoder_kl, autoencoder_tiny, unet_2d_condition
 from mmjax.interop.table import export_params, import_params, rename
 from mmjax.interop.tensors import WeightsError, read_directory, write_directory
 
 # The one place where the name of a class meets our module and its table.
-FAMILIES = {family.CLASS: family for family in (autoencoder_kl, unet_2d_condition)}
-MODULES = {AutoencoderConfig: Autoencoder, UNetConfig: UNet}
-OF_CONFIG = {AutoencoderConfig: autoencoder_kl, UNetConfig: unet_2d_condition}
+FAMILIES = {family.CLASS: family for family in (autoencoder_kl, autoencoder_tiny, unet_2d_condition)}
+MODULES = {AutoencoderConfig: Autoencoder, TinyAutoencoderConfig: TinyAutoencoder, UNetConfig: UNet}
+OF_CONFIG = {
+    AutoencoderConfig: autoencoder_kl,
+    TinyAutoencoderConfig: autoencoder_tiny,
+    UNetConfig: unet_2d_condition,
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

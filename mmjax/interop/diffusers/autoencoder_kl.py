@@ -8,7 +8,8 @@ from typing import Any
 
 from mmjax.config import ConfigError
 from mmjax.generators.autoencoder import AutoencoderConfig
-from mmjax.interop.table import CONV, LINEAR, Rewrite, Row
+from mmjax.interop.diffusers.rows import conv, norm
+from mmjax.interop.table import LINEAR, Rewrite, Row
 
 CLASS = "AutoencoderKL"
 IGNORE = ()
@@ -84,8 +85,8 @@ def table(config: AutoencoderConfig, hf: Mapping[str, Any] | None = None) -> lis
     last = len(config.widths) - 1
     rows = []
     for side, theirs in (("encoder", "encoder"), ("decoder", "decoder")):
-        rows += _conv(f"{side}/conv_in", f"{theirs}.conv_in") + _conv(f"{side}/conv_out", f"{theirs}.conv_out")
-        rows += _norm(f"{side}/norm", f"{theirs}.conv_norm_out")
+        rows += conv(f"{side}/conv_in", f"{theirs}.conv_in") + conv(f"{side}/conv_out", f"{theirs}.conv_out")
+        rows += norm(f"{side}/norm", f"{theirs}.conv_norm_out")
         for number in (1, 2):
             rows += _block(f"{side}/middle_{number}", f"{theirs}.mid_block.resnets.{number - 1}", False)
         if config.middle_attention:
@@ -100,30 +101,24 @@ def table(config: AutoencoderConfig, hf: Mapping[str, Any] | None = None) -> lis
                 rows += _block(f"{side}/level_{level}_{number}", f"{there}.resnets.{number}", changes)
             if level < last:
                 step = "upsamplers" if decodes else "downsamplers"
-                rows += _conv(f"{side}/step_{level}", f"{there}.{step}.0.conv")
+                rows += conv(f"{side}/step_{level}", f"{there}.{step}.0.conv")
     if config.latent_maps:
-        rows += _conv("to_moments", "quant_conv") + _conv("from_latents", "post_quant_conv")
+        rows += conv("to_moments", "quant_conv") + conv("from_latents", "post_quant_conv")
     return rows
 
 
-def _conv(ours: str, theirs: str) -> list[Row]:
-    return [Row(f"{ours}/kernel", f"{theirs}.weight", CONV), Row(f"{ours}/bias", f"{theirs}.bias")]
-
-
-def _norm(ours: str, theirs: str) -> list[Row]:
-    return [Row(f"{ours}/scale", f"{theirs}.weight"), Row(f"{ours}/bias", f"{theirs}.bias")]
 
 
 def _block(ours: str, theirs: str, changes: bool) -> list[Row]:
     rows = []
     for number in (1, 2):
-        rows += _norm(f"{ours}/norm_{number}", f"{theirs}.norm{number}")
-        rows += _conv(f"{ours}/conv_{number}", f"{theirs}.conv{number}")
-    return rows + (_conv(f"{ours}/shortcut", f"{theirs}.conv_shortcut") if changes else [])
+        rows += norm(f"{ours}/norm_{number}", f"{theirs}.norm{number}")
+        rows += conv(f"{ours}/conv_{number}", f"{theirs}.conv{number}")
+    return rows + (conv(f"{ours}/shortcut", f"{theirs}.conv_shortcut") if changes else [])
 
 
 def _attention(ours: str, theirs: str) -> list[Row]:
-    rows = _norm(f"{ours}/norm", f"{theirs}.group_norm")
+    rows = norm(f"{ours}/norm", f"{theirs}.group_norm")
     for mine, name in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out.0")):
         rows += [Row(f"{ours}/{mine}/kernel", f"{theirs}.{name}.weight", LINEAR)]
         rows += [Row(f"{ours}/{mine}/bias", f"{theirs}.{name}.bias")]

@@ -8,7 +8,8 @@ from typing import Any
 
 from mmjax.config import ConfigError
 from mmjax.generators.unet import UNetConfig
-from mmjax.interop.table import CONV, FLAT, LINEAR, Linear, Part, Pointwise, Rewrite, Row
+from mmjax.interop.diffusers.rows import conv, linear, norm
+from mmjax.interop.table import FLAT, LINEAR, Linear, Part, Pointwise, Rewrite, Row
 
 CLASS = "UNet2DConditionModel"
 IGNORE = ()
@@ -147,14 +148,14 @@ def table(config: UNetConfig, hf: Mapping[str, Any] | None = None) -> list[Row]:
     """Rows of all levels; `hf` says whether the maps around transformers are stored as 1 x 1 convolutions."""
     c, last = config, len(config.widths) - 1
     around = LINEAR if (hf or {}).get("use_linear_projection") else Pointwise()
-    rows = _conv("conv_in", "conv_in") + _conv("conv_out", "conv_out") + _norm("norm", "conv_norm_out")
+    rows = conv("conv_in", "conv_in") + conv("conv_out", "conv_out") + norm("norm", "conv_norm_out")
     for number in (1, 2):
-        rows += _linear(f"time_{number}", f"time_embedding.linear_{number}")
+        rows += linear(f"time_{number}", f"time_embedding.linear_{number}")
     if c.pooled == "sizes":
         for number in (1, 2):
-            rows += _linear(f"pooled_{number}", f"add_embedding.linear_{number}")
+            rows += linear(f"pooled_{number}", f"add_embedding.linear_{number}")
     elif c.pooled != "none":
-        rows += _linear("pooled_1", "class_embedding")
+        rows += linear("pooled_1", "class_embedding")
     for level, width in enumerate(c.widths):
         for number in range(c.blocks):
             before = c.widths[max(level - 1, 0)] if number == 0 else width
@@ -163,7 +164,7 @@ def table(config: UNetConfig, hf: Mapping[str, Any] | None = None) -> list[Row]:
                 there = f"down_blocks.{level}.attentions.{number}"
                 rows += _transformer(f"down_attn_{level}_{number}", there, c.widths[level], around)
         if level < last:
-            rows += _conv(f"fall_{level}", f"down_blocks.{level}.downsamplers.0.conv")
+            rows += conv(f"fall_{level}", f"down_blocks.{level}.downsamplers.0.conv")
     for number in (1, 2):
         rows += _block(f"middle_{number}", f"mid_block.resnets.{number - 1}", False)
     if c.middle_layers:
@@ -177,38 +178,29 @@ def table(config: UNetConfig, hf: Mapping[str, Any] | None = None) -> list[Row]:
                 name = f"{there}.attentions.{number}"
                 rows += _transformer(f"up_attn_{level}_{number}", name, c.widths[level], around)
         if level:
-            rows += _conv(f"rise_{level}", f"{there}.upsamplers.0.conv")
+            rows += conv(f"rise_{level}", f"{there}.upsamplers.0.conv")
     return rows
 
 
-def _conv(ours: str, theirs: str) -> list[Row]:
-    return [Row(f"{ours}/kernel", f"{theirs}.weight", CONV), Row(f"{ours}/bias", f"{theirs}.bias")]
 
-
-def _linear(ours: str, theirs: str) -> list[Row]:
-    return [Row(f"{ours}/kernel", f"{theirs}.weight", LINEAR), Row(f"{ours}/bias", f"{theirs}.bias")]
-
-
-def _norm(ours: str, theirs: str) -> list[Row]:
-    return [Row(f"{ours}/scale", f"{theirs}.weight"), Row(f"{ours}/bias", f"{theirs}.bias")]
 
 
 def _block(ours: str, theirs: str, changes: bool) -> list[Row]:
-    rows = _linear(f"{ours}/time", f"{theirs}.time_emb_proj")
+    rows = linear(f"{ours}/time", f"{theirs}.time_emb_proj")
     for number in (1, 2):
-        rows += _norm(f"{ours}/norm_{number}", f"{theirs}.norm{number}")
-        rows += _conv(f"{ours}/conv_{number}", f"{theirs}.conv{number}")
-    return rows + (_conv(f"{ours}/shortcut", f"{theirs}.conv_shortcut") if changes else [])
+        rows += norm(f"{ours}/norm_{number}", f"{theirs}.norm{number}")
+        rows += conv(f"{ours}/conv_{number}", f"{theirs}.conv{number}")
+    return rows + (conv(f"{ours}/shortcut", f"{theirs}.conv_shortcut") if changes else [])
 
 
 def _transformer(ours: str, theirs: str, width: int, around: Any) -> list[Row]:
-    rows = _norm(f"{ours}/norm", f"{theirs}.norm")
+    rows = norm(f"{ours}/norm", f"{theirs}.norm")
     for name in ("proj_in", "proj_out"):
         rows += [Row(f"{ours}/{name}/kernel", f"{theirs}.{name}.weight", around)]
         rows += [Row(f"{ours}/{name}/bias", f"{theirs}.{name}.bias")]
     mine, there = f"{ours}/blocks", f"{theirs}.transformer_blocks.{{i}}"
     for number, name in enumerate(("attn", "cross", "mlp"), start=1):
-        rows += _norm(f"{mine}/{name}_norm", f"{there}.norm{number}")
+        rows += norm(f"{mine}/{name}_norm", f"{there}.norm{number}")
     for number, name in enumerate(("attn", "cross"), start=1):
         for letter in "qkv":
             rows += [Row(f"{mine}/{name}/{letter}/kernel", f"{there}.attn{number}.to_{letter}.weight", LINEAR)]
@@ -218,4 +210,4 @@ def _transformer(ours: str, theirs: str, width: int, around: Any) -> list[Row]:
     for index, name in enumerate(("up", "gate")):
         rows += [Row(f"{mine}/mlp/{name}/kernel", f"{there}.ff.net.0.proj.weight", Part(index, sizes, LINEAR))]
         rows += [Row(f"{mine}/mlp/{name}/bias", f"{there}.ff.net.0.proj.bias", Part(index, sizes, FLAT))]
-    return rows + _linear(f"{mine}/mlp/down", f"{there}.ff.net.2")
+    return rows + linear(f"{mine}/mlp/down", f"{there}.ff.net.2")
