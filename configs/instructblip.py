@@ -9,7 +9,7 @@ r"""InstructBLIP: a Q-Former that reads the instruction too (Dai et al., 2023, a
 One stage on 13 data sets, each drawn by the square root of its size, starting from BLIP-2's Q-Former:
 
     mmjax train --config instructblip:vicuna_7b --workdir runs/instructblip --config.mesh.fsdp=-1 \
-        --config.init.backbone=/models/vicuna-7b-v1.1 \
+        --config.init.backbone=/models/vicuna-7b-v1.1 --config.processor.reader=/models/bert-base-uncased \
         --config.stages.instruct.data.path=/data/instructblip.jsonl
 
 Trained weights: Salesforce/instructblip-vicuna-7b, -vicuna-13b, -flan-t5-xl, -flan-t5-xxl.
@@ -33,7 +33,7 @@ ABOUT = {
     "outputs": ("text",),
     "parts": five("EVA-CLIP ViT-g/14", "Q-Former that reads the instruction, linear map", "Vicuna or Flan-T5"),
     "verified": "logits, greedy tokens and export equal to transformers, at small sizes; tiny trained on batches with "
-    "the Q-Former's instruction, which the data pipeline does not put there yet",
+    "the Q-Former's instruction",
 }
 
 
@@ -42,10 +42,10 @@ def get_config(arg: str = "vicuna_7b") -> dict:
     llm, tiny = choose("instructblip", arg, SIZES), arg == "tiny"
     tower = tiny_tower(EVA_G_224, tiny)
     # BERT's words and one more, which says where a sentence begins.
-    projector = qformer(tower, llm, tiny, vocab_size=64 if tiny else 30523)
+    projector = qformer(tower, llm, tiny, vocab_size=272 if tiny else 30523)
     batch_size = 64 if "13b" in arg or "xxl" in arg else 128
     settings = {"weight_decay": 0.05, "warmup": 1000 / 60000}
-    return system(
+    config = system(
         "instructblip",
         arg,
         llm,
@@ -60,3 +60,6 @@ def get_config(arg: str = "vicuna_7b") -> dict:
         template=PLAIN,
         lengths=(128, 256, 512),
     )
+    # The words that the Q-Former reads are not the LLM's but BERT's.
+    config["processor"]["reader"] = "bytes" if tiny else None
+    return config

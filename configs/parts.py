@@ -54,6 +54,28 @@ EVA_G_224: Part = {
     "pool": "class_twice",
     "feature_norm": True,
 }
+# Sun et al., 2023: EVA-02-CLIP's ViT-E without its last block, as CogVLM has it, and its ViT-L.
+EVA2_E_490: Part = {
+    **EVA_G_224,
+    "image_size": 490,
+    "width": 1792,
+    "num_layers": 63,
+    "mlp_width": 15360,
+    "pool": "class",
+    "final_norm": False,
+    "feature_norm": False,
+    "feature_strategy": "patches",
+}
+EVA2_L_1120: Part = {
+    **EVA_G_224,
+    "image_size": 1120,
+    "width": 1024,
+    "num_layers": 24,
+    "mlp_width": 2730,
+    "activation": "silu",
+    "gated": True,
+    "feature_strategy": "patches",
+}
 # Zhai et al., 2023: the shape-optimised SigLIP without its pooling head; LLaVA-OneVision drops the last block too.
 SIGLIP_SO400M_384: Part = {
     "kind": "vit",
@@ -90,6 +112,14 @@ DINOV2_G_224: Part = {
     "feature_strategy": "patches",
     "layer_scale": 1.0,
     "mask_token": True,
+}
+# OpenCLIP's ConvNeXt-L at 512 pixels, as Osprey takes it: the third of four maps are the features, the others extra.
+CLIP_CONVNEXT_L_512: Part = {
+    "kind": "convnext",
+    "image_size": 512,
+    "widths": (192, 384, 768, 1536),
+    "depths": (3, 3, 27, 3),
+    "feature_stages": (0, 1, 3, 2),
 }
 # Wang et al., 2024: the tower of Qwen2-VL, which takes images and videos of any size.
 QWEN2_VISION: Part = {"kind": "qwen2_vision", "width": 1280, "num_layers": 32, "num_heads": 16, "mlp_width": 5120}
@@ -247,6 +277,29 @@ PLAIN_1_3B: Part = {
     "position": "rotary",
     "position_offset": 0,
 }
+# MosaicML, 2023: no biases, positions as a slope on attention's logits.
+MPT_7B: Part = {
+    "kind": "decoder",
+    "vocab_size": 50432,
+    "width": 4096,
+    "num_layers": 32,
+    "num_heads": 32,
+    "num_kv_heads": 32,
+    "head_dim": 128,
+    "mlp_width": 16384,
+    "max_positions": 2048,
+    "norm": "layer",
+    "norm_eps": 1e-5,
+    "norm_bias": False,
+    "activation": "gelu",
+    "gated": False,
+    "tie_embeddings": True,
+    "position": "alibi",
+}
+MPT_1B: Part = {
+    **MPT_7B, "vocab_size": 50368, "width": 2048, "num_layers": 24, "num_heads": 16, "num_kv_heads": 16,
+    "mlp_width": 8192,
+}  # fmt: skip
 # ChatGLM's sizes; its two-dimensional positions are those of one axis here.
 CHATGLM_6B: Part = {
     **PLAIN_1_3B,
@@ -330,6 +383,20 @@ def num_features(tower: Part) -> int:
     return rows * columns + int(leading)
 
 
+# Regions of an image
+
+
+def regions(reader: Part, levels: tuple[str, ...], mask_size: tuple[int, int] | None = None) -> dict[str, Part]:
+    """"encoder", "projector" and "recipe" of a port of regions: boxes, or masks of `mask_size`."""
+    takes = "boxes" if mask_size is None else "masks"
+    shape = {"takes": takes, "mask_size": mask_size}
+    return {
+        "encoder": {"kind": "region_items", **shape},
+        "projector": {"kind": "region_tokens", "reader": reader, "levels": levels, "mask_size": mask_size},
+        "recipe": {"region_processor_type": "RegionProcessor", **shape},
+    }
+
+
 # Smaller
 
 _TINY = {"width": 48, "num_layers": 3, "num_heads": 4, "mlp_width": 96}
@@ -346,6 +413,8 @@ def tiny_tower(tower: Part, tiny: bool = True) -> Part:
     """The tower with every option and hardly a parameter, where `tiny`; else as it is."""
     if not tiny:
         return tower
+    if tower["kind"] == "convnext":
+        return {**tower, "image_size": 64, "widths": (12, 20, 28, 36), "depths": (1,) * 4}
     small = {**tower, **_TINY, **_TINY_OF_KIND[tower["kind"]]}
     if tower.get("modality") == "vision":
         small["clip_shape"] = (1, 28, 28, 3)

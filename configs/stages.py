@@ -8,6 +8,8 @@ from typing import Any
 PROJECTORS = "projectors/.*"
 ENCODERS = "encoders/.*"
 LLM = "backbone/.*"
+# What reads media inside the LLM.
+FUSION = "backbone/fusion/.*"
 LORA = "backbone/.*/lora_[ab]"
 
 
@@ -41,7 +43,7 @@ def stage(
         "log_every": 5 if tiny else 10,
         "checkpoint_every": every,
         "panel_every": every,
-        "data": {"path": None, "image_root": None, "mode": mode, "workers": 0, "skip_budget": 100},
+        "data": {"path": None, "weights": (), "image_root": None, "mode": mode, "workers": 0, "skip_budget": 100},
         **options,
     }
 

@@ -65,12 +65,15 @@ def system(
     template: str,
     lengths: tuple[int, ...],
     media_tokens: Mapping[str, tuple[str, int]] | None = None,
+    unmarked: tuple[str, ...] = (),
+    new_rows: bool = False,
     **model: Any,
 ) -> dict[str, Any]:
     """The whole of a training config, see `mmjax.recipes.assemble.TrainConfig`.
 
     Args:
-        name, arg: of the system and its size; "tiny" has random weights, the byte tokenizer, float32.
+        name, arg: of the system and its size; "tiny", and what begins with it, has random weights, the byte tokenizer,
+            float32.
         llm: the backbone. Ports without a token of their own get rows behind its vocabulary, which is then filled
             up to a multiple of 64.
         encoders, projectors: by port.
@@ -79,15 +82,19 @@ def system(
         template: jinja, see `configs.templates`.
         lengths: sequence lengths that programs are compiled for.
         media_tokens: port -> (what the template prints, its id), where the tokenizer has such tokens.
+        unmarked: ports that are read inside the backbone and leave no token in the text.
+        new_rows: whether the rows of the ports' tokens are leaves of their own, so that they can be trained apart.
         model: further fields of `MultimodalLMConfig`.
     """
-    tiny = arg == "tiny"
+    tiny = arg.startswith("tiny")
     if tiny or media_tokens is None:
         # The byte tokenizer ends with <s> and </s>.
         first = 258 if tiny else llm["vocab_size"]
-        printed = [f"<{port}>" if media_tokens is None else media_tokens[port][0] for port in encoders]
-        media_tokens = dict(zip(encoders, zip(printed, range(first, first + len(printed)), strict=True), strict=True))
-        llm = llm if tiny else {**llm, "vocab_size": -(-(first + len(encoders)) // 64) * 64}
+        ports = [port for port in encoders if port not in unmarked]
+        printed = [f"<{port}>" if media_tokens is None else media_tokens[port][0] for port in ports]
+        media_tokens = dict(zip(ports, zip(printed, range(first, first + len(printed)), strict=True), strict=True))
+        llm = llm if tiny else {**llm, "vocab_size": -(-(first + len(ports)) // 64) * 64}
+        llm = {**llm, "new_tokens": llm["vocab_size"] - first} if new_rows else llm
     own = [port for port in encoders if port not in model.get("shared", {})]
     return {
         "name": f"{name}:{arg}",
@@ -110,12 +117,15 @@ def system(
         "processor": {
             # None: the tokenizer of init.backbone. "bytes": one token for each byte.
             "tokenizer": "bytes" if tiny else None,
-            "placeholders": {port: text for port, (text, _) in media_tokens.items()},
+            "placeholders": {
+                **{port: f"<{port}>" for port in unmarked}, **{port: text for port, (text, _) in media_tokens.items()},
+            },
             "images": {port: dict(recipe) for port, recipe in images.items()},
             "template": template,
             "lengths": (64, 128, 256, 512) if tiny else lengths,
             "items": dict.fromkeys(encoders, (0, 1)),
             "too_long": "truncate",
+            "reader": None,
         },
         "mesh": {"data": 1, "fsdp": 1, "tensor": 1},
         "stages": dict(stages),

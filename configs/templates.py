@@ -17,8 +17,19 @@ def _content(item: str) -> str:
     )
 
 
+def _in_order(item: str) -> str:
+    """The parts of a message as they stand: media, each as the jinja expression `item`, within the words."""
+    return (
+        "{% if message['content'] is string %}{{ message['content'] | trim }}{% else %}"
+        "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}"
+        "{% else %}{{ " + item + " }}{% endif %}{% endfor %}{% endif %}"
+    )
+
+
 LINE = "'<' + part['type'] + '>\\n'"
 BARE = "'<' + part['type'] + '>'"
+# An image on a line of its own, what stands within the words without a break.
+IN_TEXT = "'<' + part['type'] + ('>\\n' if part['type'] == 'image' else '>')"
 # Qwen2-VL's own control tokens around a placeholder of its own.
 QWEN2_VISION = "'<|vision_start|><|' + part['type'] + '_pad|><|vision_end|>'"
 
@@ -28,14 +39,19 @@ VICUNA_SYSTEM = (
 )
 
 
-def turns(user: str, assistant: str, system: str = "", between: str = " ", item: str = LINE) -> str:
-    """Turns that begin with a name and end with a space or a line; an answer ends with the end-of-text token."""
+def turns(
+    user: str, assistant: str, system: str = "", between: str = " ", item: str = LINE, in_order: bool = False
+) -> str:
+    """Turns that begin with a name and end with a space or a line; an answer ends with the end-of-text token.
+
+    Media stand before the words, or with `in_order` where they stand among them.
+    """
     first = "{% if messages[0]['role'] != 'system' %}{{ \"" + system + between + '" }}{% endif %}' if system else ""
     return (
         _FIRST + first + "{% for message in messages %}"
         "{% if message['role'] == 'assistant' %}{{ '" + assistant + " ' }}"
         "{% elif message['role'] != 'system' %}{{ '" + user + " ' }}{% endif %}"
-        + _content(item)
+        + (_in_order(item) if in_order else _content(item))
         + "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ '" + between + "' }}{% endif %}"
         "{% endfor %}{% if add_generation_prompt %}{{ '" + assistant + "' }}{% endif %}"
     )
@@ -43,10 +59,36 @@ def turns(user: str, assistant: str, system: str = "", between: str = " ", item:
 
 # Vicuna 1.1 and later: media first, each on a line of its own, then the text; an answer ends with </s>.
 VICUNA = turns("USER:", "ASSISTANT:", VICUNA_SYSTEM)
+# The same with regions and masks among the words.
+VICUNA_IN_ORDER = turns("USER:", "ASSISTANT:", VICUNA_SYSTEM, item=IN_TEXT, in_order=True)
 # What Vicuna 0 was asked in, and MiniGPT-4 with it.
 HUMAN = turns("###Human:", "###Assistant:", item="'<Img><' + part['type'] + '></Img> '")
 # A question and its answer, as BLIP-2 is asked.
 QUESTION = turns("Question:", "Answer:", item=BARE)
+
+
+def two_sided(user: str, assistant: str, item: str = BARE) -> str:
+    """Turns for an encoder-decoder: what is read ends with the end-of-text token, and so does the answer."""
+    return (
+        "{% for message in messages %}{% if message['role'] != 'assistant' %}{{ '" + user + "' }}"
+        "{% elif loop.last %}{{ '" + assistant + "' + eos_token }}{% else %}{{ '" + assistant + " ' }}{% endif %}"
+        + _content(item)
+        + "{% if message['role'] == 'assistant' %}{{ eos_token }}{% elif '" + assistant + "' %}{{ ' ' }}{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '" + assistant + "' + eos_token }}{% endif %}"
+    )
+
+
+# The same as an encoder-decoder reads and writes it, and as it does without names.
+QUESTION_READ = two_sided("Question: ", "Answer:")
+PLAIN_READ = two_sided("", "")
+# Alpaca's, in which LLaMA-Adapter is asked.
+ALPACA = turns(
+    "### Instruction:",
+    "### Response:",
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.",
+    "\\n\\n",
+    BARE,
+)
 # Llama 2 and Mistral: a user's words between [INST] and [/INST].
 LLAMA_2 = (
     _FIRST + "{% for message in messages %}"
@@ -75,3 +117,25 @@ PLAIN = (
     + _content(BARE)
     + "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ ' ' }}{% endif %}{% endfor %}"
 )
+# PaliGemma: images, then what is asked, a line's end, the answer.
+PREFIX = (
+    "{% for message in messages %}"
+    "{% for part in message['content'] if part['type'] != 'text' %}{{ " + BARE + " }}{% endfor %}"
+    "{% if loop.first %}{{ bos_token }}{% endif %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] | trim }}{% endfor %}"
+    "{{ eos_token if message['role'] == 'assistant' else '\\n' }}{% endfor %}"
+)
+# Gemma's turns; an image between two lines and two tokens of its own.
+GEMMA = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else 'user') + '\\n' }}"
+    + _content("'\\n\\n<start_of_image><image_soft_token><end_of_image>\\n\\n'")
+    + "{{ '<end_of_turn>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"
+)
+
+
+def cued(words: dict[str, str]) -> str:
+    """Vicuna's turns with words of its port before each item: {"audio": "Audio: "}."""
+    cues = "{" + ", ".join(f"'{port}': '{text}'" for port, text in words.items()) + "}"
+    return turns("USER:", "ASSISTANT:", item=f"{cues}[part['type']] + '<' + part['type'] + '> '")

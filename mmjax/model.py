@@ -8,185 +8,24 @@ Every method is a pure function of (params, inputs); a model without encoders is
 
 import dataclasses
 import functools
-import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from mmjax.backbones import BACKBONES, BackboneConfig
-from mmjax.backbones.encoder_decoder import EncoderDecoderConfig
-from mmjax.backbones.fusion.visual_expert import VisualExpertConfig
+from mmjax.backbones import BACKBONES
 from mmjax.config import ConfigError, check_choice
-from mmjax.data.bidirectional import KINDS
 from mmjax.data.contracts import Batch, Media, TextStream
-from mmjax.data.inside import SEES
-from mmjax.data.items import Layout
-from mmjax.encoders import ENCODERS, EncoderConfig
+from mmjax.encoders import ENCODERS
+from mmjax.model_config import MultimodalLMConfig
 from mmjax.nn.masks import attention_mask, cross_mask
 from mmjax.nn.stack import check_remat
-from mmjax.projectors import PROJECTORS, ProjectorConfig
-from mmjax.projectors.perceiver import PerceiverConfig
-from mmjax.projectors.tiles import TilesConfig, arrange
-
-
-@dataclasses.dataclass(frozen=True)
-class MultimodalLMConfig:
-    """Which parts, by port.
-
-    Attributes:
-        backbone: the LLM.
-        encoders: port -> encoder, in the order in which their tokens are numbered.
-        projectors: port -> projector; the same ports as `encoders`. Ports that are read inside the backbone may do
-            without: their features are read as they come.
-        media_tokens: port -> token id that stands in `tokens` wherever a media token stands (never looked up).
-        shared: port -> port whose encoder's and projector's parameters it uses, e.g. {"video": "image"}. Their
-            configs may differ in what has no parameters.
-        positions_per_second: how far positions on the axis of time go on in a second of video; None: one a frame.
-        frames_apart: whether the frames of a video stand apart in the text, each behind its own time (Qwen3-VL).
-        bidirectional: which tokens of a prompt also see later ones: "none", the whole "prefix" before the first
-            target (PaliGemma), or the tokens of one media item those of the same "item" (Gemma 3).
-        inside: ports whose tokens do not stand in the text but are read inside the backbone by its fusion
-            (Flamingo's gated cross-attention, LLaMA-Adapter's prompts). In a prompt an item of such a port stands
-            as its one media token, or as nothing where the port has none.
-        inside_sees: which items of those ports a token sees, see `mmjax.data.inside`.
-        shared_projectors: port -> port whose projector's parameters it uses, behind an encoder of its own
-            (Video-LLaVA).
-    """
-
-    backbone: BackboneConfig
-    encoders: dict[str, EncoderConfig] = dataclasses.field(default_factory=dict)
-    projectors: dict[str, ProjectorConfig] = dataclasses.field(default_factory=dict)
-    media_tokens: dict[str, int] = dataclasses.field(default_factory=dict)
-    shared: dict[str, str] = dataclasses.field(default_factory=dict)
-    positions_per_second: float | None = None
-    frames_apart: bool = False
-    bidirectional: str = "none"
-    inside: tuple[str, ...] = ()
-    inside_sees: str = "all"
-    shared_projectors: dict[str, str] = dataclasses.field(default_factory=dict)
-
-    kind: ClassVar[str] = "multimodal_lm"
-
-    def __post_init__(self):
-        fusion = getattr(self.backbone, "fusion", None)
-        reads = hasattr(fusion, "memory_width")
-        for port in self.inside:
-            check_choice("inside", port, tuple(self.encoders))
-            if not reads:
-                raise ConfigError(f"inside: {port!r} needs a backbone whose fusion reads media")
-        for name in ("projectors", "media_tokens"):
-            ports = {*getattr(self, name), *self.inside}
-            if ports != set(self.encoders):
-                raise ConfigError(f"{name} has ports {sorted(ports)}, encoders has {sorted(self.encoders)}")
-        check_choice("bidirectional", self.bidirectional, KINDS)
-        check_choice("inside_sees", self.inside_sees, SEES)
-        for port, other in self.shared.items():
-            if port not in self.encoders or other not in self.encoders or other in self.shared:
-                raise ConfigError(
-                    f"shared: {port!r} cannot use the parameters of {other!r}; ports with parameters are "
-                    f"{[name for name in self.encoders if name not in self.shared]}"
-                )
-        for port, other in self.shared_projectors.items():
-            borrowed = {*self.shared, *self.shared_projectors}
-            if port not in self.encoders or port in self.shared or other not in self.encoders or other in borrowed:
-                raise ConfigError(
-                    f"shared_projectors: {port!r} cannot use the projector of {other!r}; ports with projectors are "
-                    f"{[name for name in self.encoders if name not in borrowed]}"
-                )
-        for port, encoder in self.encoders.items():
-            projector, features = self.projectors.get(port), encoder.feature_width
-            if projector is not None and projector.in_width != features:
-                raise ConfigError(
-                    f"projectors.{port}.in_width is {projector.in_width}; its encoder gives {features}"
-                )
-            width, where = self.backbone.width, "the backbone's"
-            if port in self.inside:
-                width, where = fusion.memory_width(self.backbone.block), "what its fusion reads"
-            if projector is None and features != width:
-                raise ConfigError(f"encoders.{port} gives {features} channels without a projector; {where} is {width}")
-            if projector is not None and projector.width != width:
-                raise ConfigError(f"projectors.{port}.width is {projector.width}; {where} is {width}")
-
-    @property
-    def streams(self) -> tuple[str, ...]:
-        """The text streams of a batch: that which is written last, before it the one that is only read."""
-        return ("query", "decoder") if isinstance(self.backbone, EncoderDecoderConfig) else ("text",)
-
-    def num_tokens(self, port: str, grid=None, original_size=None) -> int:
-        """How many LLM tokens one item of `port` becomes; plain Python, before any array exists.
-
-        Args:
-            port: name of the input.
-            grid: (time, height, width) of the item in patches, where the encoder keeps native resolution.
-            original_size: (height, width) in pixels, where the count depends on it.
-        """
-        check_choice("port", port, tuple(self.encoders))
-        arranged = self.arrangement(port, grid, original_size)
-        if arranged is not None:
-            return len(arranged[0])
-        features = self.encoders[port].num_tokens(grid, original_size)
-        return self.projectors[port].num_tokens(features, grid) if port in self.projectors else features
-
-    def arrangement(self, port: str, grid=None, original_size=None) -> tuple[np.ndarray, np.ndarray | None] | None:
-        """Which of an item's projected tokens its LLM tokens are made of, see `TilesConfig.arrangement`.
-
-        None where they are the projector's tokens as they come.
-        """
-        projector = self.projectors.get(port)
-        return projector.arrangement(grid, original_size) if isinstance(projector, TilesConfig) else None
-
-    def layout(self, port: str) -> Layout:
-        """How the items of a port lie in a batch."""
-        encoder, projector = self.encoders[port], self.projectors.get(port)
-        if isinstance(projector, TilesConfig):
-            each = projector.num_tokens(encoder.num_tokens())
-            return Layout(
-                encoder.item_shape,
-                tokens=lambda entries: projector.leading + entries * each,
-                entries=projector.num_entries,
-                arrange=projector.arrangement,
-                leading=projector.leading,
-            )
-        if getattr(encoder, "packed", False):
-            latents = projector.num_latents if isinstance(projector, PerceiverConfig) else None
-            return Layout(
-                encoder.item_shape[1:],
-                tokens=projector.num_tokens if projector else lambda patches: patches,
-                entries=lambda grid, original_size: math.prod(grid),
-                packed=True,
-                axes=functools.partial(self._axes, port) if latents is None else None,
-                each=latents,
-            )
-        return Layout(encoder.item_shape, tokens=lambda entries: entries * self.num_tokens(port))
-
-    @property
-    def layouts(self) -> dict[str, Layout]:
-        """`layout` of every port."""
-        return {port: self.layout(port) for port in self.encoders}
-
-    @property
-    def plan_options(self) -> dict[str, Any]:
-        """What a processor must know of the model beside its counts: fields of `TokenPlan`."""
-        return {
-            "layouts": self.layouts,
-            "axes": bool(getattr(self.backbone, "rope_sections", ())),
-            "bidirectional": self.bidirectional,
-            "inside": dict.fromkeys(self.inside, self.inside_sees),
-            "start_token": getattr(self.backbone, "start_token", None),
-        }
-
-    def _axes(self, port: str, grid: tuple[int, int, int], seconds: float | None) -> tuple[tuple[int, int, int], float]:
-        """(time, height, width) of a packed item in LLM tokens, and its positions a unit of time."""
-        factor = getattr(self.projectors.get(port), "factor", 1)
-        step = 1.0
-        if self.positions_per_second is not None and port == "video":
-            step = self.positions_per_second * (1.0 if seconds is None else seconds)
-        return (grid[0], grid[1] // factor, grid[2] // factor), step
-
+from mmjax.projectors import PROJECTORS
+from mmjax.projectors.tiles import arrange
+from mmjax.region_ports import maps_of
+from mmjax.signals import create_generators
 
 # The last few trees of shapes by what their model says of itself, see `MultimodalLM.param_shapes`.
 _SHAPES: dict[str, Any] = {}
@@ -254,7 +93,7 @@ class MultimodalLM:
             if port in self.config.projectors and port not in self.config.shared_projectors:
                 made = self.projector(port).init(next(keys), features)["params"]
                 params.setdefault("projectors", {})[port] = made
-        return params
+        return {**params, **create_generators(self, rng)}
 
     def init(self, rng: jax.Array) -> dict[str, Any]:
         """Freshly initialised parameters: nested dicts of arrays, blocks stacked."""
@@ -292,16 +131,21 @@ class MultimodalLM:
     ) -> dict[str, Media]:
         """Media of every port -> tokens in the LLM's width, stage "projected".
 
-        Media that are encoded or projected already go on from where they are. With `rng`, dropout is on.
+        Media that are encoded or projected already go on from where they are; regions need the features of their
+        images. With `rng`, dropout is on.
 
         Raises:
-            ValueError: a port that the model does not have.
+            ValueError: a port that the model does not have; regions without the features of images.
         """
-        out = {}
-        for number, (port, item) in enumerate(media.items()):
+        out, encoded = {}, {}
+        for port, item in media.items():
             check_choice("media port", port, tuple(self.config.encoders))
-            if item.stage == "raw":
-                item = self.encode(params, port, item)
+            encoded[port] = self.encode(params, port, item) if item.stage == "raw" else item
+        for number, (port, item) in enumerate(encoded.items()):
+            if port in self.config.regions and item.stage == "encoded":
+                item = item.replace(extra_features=maps_of(self.config, port, encoded))
+            elif port in self.config.regions.values():
+                item = item.replace(extra_features=None)
             if item.stage == "encoded" and port not in self.config.projectors:
                 item = item.replace(stage="projected")
             if item.stage == "encoded":
@@ -347,12 +191,18 @@ class MultimodalLM:
         texts: Mapping[str, TextStream],
         media: Mapping[str, Media] | None = None,
         media_owner: jax.Array | None = None,
-    ) -> jax.Array:
+        router_logits: bool = False,
+    ) -> Any:
         """Hidden states [B, T, D], as the output layer reads them, of whole sequences; `media` are projected already.
 
         Those of the stream that is written, see `MultimodalLMConfig.streams`; an encoder-decoder has the media in
-        its query.
+        its query. With `router_logits`, a pair: these, and the routers' logits float32 [L, B, T, E].
+
+        Raises:
+            ConfigError: router_logits of a backbone without experts.
         """
+        if router_logits and getattr(self.config.backbone, "moe", None) is None:
+            raise ConfigError("router_logits: backbone.moe is None, so there are no routers")
         text = texts[self.config.streams[-1]]
         memory = self.inside(text, media, media_owner)
         if "query" in self.config.streams:
@@ -361,13 +211,14 @@ class MultimodalLM:
             media = None
         embeddings = self.embed(params, text, media, media_owner)
         positions, mask = jnp.asarray(text.positions), attention_mask(text)
-        hidden, _ = self.step(params, embeddings, positions, mask, memory=memory, is_media=self.is_media(text))
-        return hidden
+        inside = {"memory": memory, "is_media": self.is_media(text), "router_logits": router_logits}
+        hidden, _, *routers = self.step(params, embeddings, positions, mask, **inside)
+        return (hidden, *routers) if router_logits else hidden
 
     def is_media(self, text: TextStream) -> jax.Array | None:
         """bool [B, T], which tokens of a text are of media, where the backbone treats them otherwise; else None."""
         fusion = getattr(self.config.backbone, "fusion", None)
-        if not isinstance(fusion, VisualExpertConfig) or text.media_index is None:
+        if not getattr(fusion, "of_media", False) or text.media_index is None:
             return None
         return jnp.asarray(text.media_index) >= 0
 
@@ -389,8 +240,10 @@ class MultimodalLM:
         """What is read inside the backbone: media tokens [B, N, D], and bool [B, T, N], which token sees which.
 
         None where there are no such media. `media_attention` of the text numbers their items, port after port; without
-        it a token sees all of its row.
+        it a token sees all of its row. Of a fusion that asks which media a row has, see `_present`.
         """
+        if getattr(getattr(self.config.backbone, "fusion", None), "of_rows", False):
+            return self._present(text, media or {})
         ports = [port for port in self.config.inside if port in (media or {})]
         if not ports:
             return None
@@ -403,7 +256,8 @@ class MultimodalLM:
                 numbers = jnp.broadcast_to(jnp.arange(tokens.shape[1]) // each + 1, tokens.shape[:2])
             values.append(tokens)
             items.append(jnp.where(jnp.asarray(numbers) > 0, jnp.asarray(numbers) + start, 0))
-            start += tokens.shape[1] // each
+            sizes = media[port].grid if media[port].original_size is None else media[port].original_size
+            start += tokens.shape[1] // each if sizes is None else sizes.shape[1]
         tokens, item = jnp.concatenate(values, axis=1), jnp.concatenate(items, axis=1)
         if owner is not None:
             tokens, item = tokens[owner], item[owner]
@@ -413,6 +267,18 @@ class MultimodalLM:
             at = jnp.broadcast_to(jnp.maximum(item - 1, 0)[:, None], seen.shape)
             seen &= jnp.take_along_axis(allowed, at, axis=2, mode="fill", fill_value=False)
         return tokens, seen
+
+    def _present(self, text: TextStream, media: Mapping[str, Media]) -> tuple[jax.Array, jax.Array]:
+        """float32 [B, 1, ports], 1 for every port whose media stand in a row's text; and that all tokens see it."""
+        index, start = text.media_index, 0
+        index = jnp.full(text.tokens.shape, -1) if index is None else jnp.asarray(index)
+        found = []
+        for port in self.config.encoders:
+            end = start + (media[port].values.shape[1] if port in media else 0)
+            found.append(jnp.any((index >= start) & (index < end), axis=1))
+            start = end
+        present = jnp.stack(found, axis=-1).astype(jnp.float32) if found else jnp.zeros((index.shape[0], 1))
+        return present[:, None], jnp.ones((*index.shape, 1), bool)
 
     def cross_keys(self, params: dict[str, Any], memory: jax.Array) -> Any:
         """What the layers read of a memory, made once for all steps, see `cross_keys` of the backbone."""
@@ -428,14 +294,17 @@ class MultimodalLM:
         cache_index: jax.Array | int = 0,
         memory: tuple[Any, jax.Array] | None = None,
         is_media: jax.Array | None = None,
-    ) -> tuple[jax.Array, Any]:
+        router_logits: bool = False,
+    ) -> tuple[jax.Array, ...]:
         """The backbone on embeddings [B, T, D]; arguments and results as `Decoder.__call__`.
 
         `memory` is an encoder-decoder's memory, or what `inside` gives (or `cross_keys` of either), and its mask.
         `is_media` is what `is_media` gives.
         """
         given = embeddings, positions, mask, cache, cache_index, *(memory or ())
-        return self._backbone(params, "__call__", *given, **({} if is_media is None else {"is_media": is_media}))
+        options = {} if is_media is None else {"is_media": is_media}
+        options |= {"router_logits": True} if router_logits else {}
+        return self._backbone(params, "__call__", *given, **options)
 
     def logits(self, params: dict[str, Any], hidden: jax.Array) -> jax.Array:
         """Hidden states [..., D] -> float32 logits [..., V]."""

@@ -6,6 +6,7 @@ says which.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -374,7 +375,7 @@ class Decoder(nn.Module):
                 params, (seen, angles) = layer["params"], _pick(layer["windowed"], near, whole)
             else:
                 params, (seen, angles) = layer, near if c.window_layers[0] else whole
-            params = params if beside is None else {**params, **beside}
+            params = params if beside is None else _joined(params, beside)
             return block.apply(
                 {"params": params}, x, seen, angles, layer_cache, cache_index, alibi, router_logits, **inside
             )
@@ -421,6 +422,14 @@ class Decoder(nn.Module):
         """Touches every parameter once: what `init` runs."""
         hidden, _ = self(self.embed(tokens), jnp.zeros_like(tokens), jnp.ones((1, 1, 1), bool))
         return self.logits(hidden)
+
+
+def _joined(params: Mapping[str, Any], beside: Mapping[str, Any]) -> dict[str, Any]:
+    """One layer's parameters with further ones beside them, which may stand deep inside."""
+    out = dict(params)
+    for name, leaf in beside.items():
+        out[name] = _joined(out[name], leaf) if isinstance(leaf, Mapping) and name in out else leaf
+    return out
 
 
 def _pick(windowed: bool | jax.Array, near: Any, whole: Any) -> Any:

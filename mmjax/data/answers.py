@@ -5,9 +5,11 @@ What stands behind the answer (the end of a template) is left out.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
+from mmjax.data.chat_template import Span, TextSpan
 from mmjax.data.items import TokenPlanError
 from mmjax.data.samples import Sample
 
@@ -19,6 +21,14 @@ def answer_span(weights: np.ndarray) -> tuple[int, int]:
         return len(weights), len(weights)
     breaks = np.flatnonzero(np.diff(targets) > 1)
     return int(targets[breaks[-1] + 1] if len(breaks) else targets[0]), int(targets[-1]) + 1
+
+
+def without_targets(spans: Sequence[Span]) -> tuple[Span, ...]:
+    """The spans of a prompt, whose answer is yet to come: nothing in it is a target."""
+    return tuple(
+        dataclasses.replace(span, loss=(False,) * len(span.ids)) if isinstance(span, TextSpan) else span
+        for span in spans
+    )
 
 
 def split_answer(sample: Sample) -> Sample:
@@ -46,4 +56,26 @@ def split_answer(sample: Sample) -> Sample:
         media_attention=head(sample.media_attention),
         answer=sample.tokens[start:end],
         answer_weights=sample.loss_weights[start:end],
+    )
+
+
+def cut_answer(sample: Sample, most: int) -> Sample:
+    """The sample with at most the first `most` tokens of its answer."""
+    return dataclasses.replace(
+        sample, answer=sample.answer[:most], answer_weights=sample.answer_weights[:most]
+    )
+
+
+def join_answer(sample: Sample) -> Sample:
+    """The sample with its answer behind what is read, as one sequence, to be looked at; others as they are."""
+    if sample.answer is None:
+        return sample
+    return dataclasses.replace(
+        sample,
+        tokens=np.concatenate([sample.tokens, sample.answer]),
+        positions=np.arange(len(sample) + len(sample.answer), dtype=np.int32),
+        loss_weights=np.concatenate([sample.loss_weights, sample.answer_weights]),
+        media_index=np.concatenate([sample.media_index, np.full(len(sample.answer), -1, np.int32)]),
+        answer=None,
+        answer_weights=None,
     )

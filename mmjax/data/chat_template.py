@@ -14,11 +14,12 @@ template that looks inside the text (`'</think>' in content`) finds nothing ther
 import functools
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mmjax.data.conversation import Conversation, MediaPart, Message, TextPart
 from mmjax.data.tokenizer import Tokenizer
+from mmjax.data.wording import Part, Piece, Word
 
 # Vicuna's words with a line per turn. For checkpoints without a template, when the caller asks for it.
 DEFAULT_TEMPLATE = """\
@@ -47,13 +48,26 @@ class TextSpan:
 
 @dataclass(frozen=True)
 class MediaSpan:
-    """The place of one media item; item counts the conversation's items of that port from 0."""
+    """The place of one media item, or of some of its tokens.
+
+    Attributes:
+        port: of the item.
+        item: counts the conversation's items of that port from 0.
+        part: which of the items that it became for the model, from 0.
+        first: the first of the tokens that stand here.
+        count: how many do; None: all that are left.
+    """
 
     port: str
     item: int
+    part: int = 0
+    first: int = 0
+    count: int | None = None
 
 
 Span = TextSpan | MediaSpan
+# port -> for each item of the conversation what stands for it; a port without one has its items as they are.
+Shown = Mapping[str, Sequence[Sequence[Piece]]]
 
 
 class ChatTemplate:
@@ -168,12 +182,14 @@ def encode_conversation(
     template: ChatTemplate | str | None = None,
     placeholders: Mapping[str, str] | None = None,
     add_generation_prompt: bool = False,
+    shown: Shown | None = None,
 ) -> tuple[Span, ...]:
     """Tokens, loss mask and media places of a conversation.
 
     template: None takes the tokenizer's own. placeholders: port -> what the template prints for a medium when
     it is given content parts ({"image": "<image>"}); a template that only knows strings needs none, since the
-    medium then stands where its part stands between the texts.
+    medium then stands where its part stands between the texts. shown: port -> for each item the pieces that
+    stand for it, see `mmjax.data.wording`.
 
     Loss: true for the tokens of a trained assistant text and for what follows it up to and with the first
     control token, if only white space stands between. A token that covers text of the assistant and of the
@@ -186,7 +202,7 @@ def encode_conversation(
     if conversation.branches:
         raise ValueError(f'sample "{conversation.name}" has branches: use encode_branches')
     try:
-        return _encode(conversation, tokenizer, template, placeholders or {}, add_generation_prompt)
+        return _encode(conversation, tokenizer, template, placeholders or {}, add_generation_prompt, shown or {})
     except ValueError as error:
         raise ValueError(f'sample "{conversation.name}": {error}') from error
 
@@ -197,19 +213,24 @@ def encode_branches(
     template: ChatTemplate | str | None = None,
     placeholders: Mapping[str, str] | None = None,
     add_generation_prompt: bool = False,
+    shown: Shown | None = None,
 ) -> list[tuple[Span, ...]]:
     """`encode_conversation` of messages + branch, for each branch (the conversation itself if it has none).
 
     Items are numbered as in `Conversation.media`: those of the shared messages first, then each branch's own.
     """
     if not conversation.branches:
-        return [encode_conversation(conversation, tokenizer, template, placeholders, add_generation_prompt)]
+        return [encode_conversation(conversation, tokenizer, template, placeholders, add_generation_prompt, shown)]
     shared = _count_media(conversation.messages)
     before: Counter = Counter()
     encoded = []
     for branch in conversation.branches:
-        whole = Conversation(conversation.messages + branch, name=conversation.name)
-        spans = encode_conversation(whole, tokenizer, template, placeholders, add_generation_prompt)
+        whole, own = Conversation(conversation.messages + branch, name=conversation.name), _count_media(branch)
+        here = {}
+        for port, items in (shown or {}).items():
+            start = shared[port] + before[port]
+            here[port] = [*items[: shared[port]], *items[start : start + own[port]]]
+        spans = encode_conversation(whole, tokenizer, template, placeholders, add_generation_prompt, here)
         encoded.append(
             tuple(
                 replace(span, item=span.item + before[span.port])
@@ -218,17 +239,19 @@ def encode_branches(
                 for span in spans
             )
         )
-        before += _count_media(branch)
+        before += own
     return encoded
 
 
-def encode_plain(conversation: Conversation, tokenizer: Tokenizer) -> tuple[Span, ...]:
+def encode_plain(
+    conversation: Conversation, tokenizer: Tokenizer, shown: Shown | None = None
+) -> tuple[Span, ...]:
     """The parts in order without roles or template, after BOS if `tokenizer.add_bos`: caption pre-training.
 
     Trained assistant texts have loss, and nothing follows them: an ending is for the caller to put into the
     text.
     """
-    builder = _Builder(tokenizer)
+    builder = _Builder(tokenizer, shown=shown)
     if tokenizer.add_bos:
         builder.control(tokenizer.named_tokens["bos_token"])
         builder.started = False  # BOS is added to a text, it is no part of it: the text still begins after it
@@ -257,7 +280,7 @@ class _Hidden:
     port: str | None = None
 
 
-def _encode(conversation, tokenizer, template, placeholders, add_generation_prompt) -> tuple[Span, ...]:
+def _encode(conversation, tokenizer, template, placeholders, add_generation_prompt, shown) -> tuple[Span, ...]:
     template = tokenizer.chat_template if template is None else template
     if template is None:
         raise ValueError(
@@ -268,7 +291,8 @@ def _encode(conversation, tokenizer, template, placeholders, add_generation_prom
     if isinstance(template, str):
         template = _from_source(template)
     hidden: list[_Hidden] = []
-    names = {"add_bos": tokenizer.add_bos, **tokenizer.named_tokens}
+    ending = tokenizer.frame[1][-1:] == (tokenizer.eos_id,)
+    names = {"add_bos": tokenizer.add_bos, "add_eos": ending, **tokenizer.named_tokens}
     messages = []
     for i, message in enumerate(conversation.messages):
         parts = template.takes_parts(message.role, names)
@@ -276,34 +300,34 @@ def _encode(conversation, tokenizer, template, placeholders, add_generation_prom
     rendered = template.render(messages, names, add_generation_prompt)
 
     pieces = _SENTINEL.split(rendered)
-    words, shown = pieces[0::2], [int(index) for index in pieces[1::2]]
-    if any(_OPEN in word or _CLOSE in word for word in words) or any(i >= len(hidden) for i in shown):
+    words, places = pieces[0::2], [int(index) for index in pieces[1::2]]
+    if any(_OPEN in word or _CLOSE in word for word in words) or any(i >= len(hidden) for i in places):
         raise ValueError(
             "the chat template cuts or rewrites the text of a message, so it cannot be protected"
         )
-    for i in sorted(set(range(len(hidden))) - set(shown)):
+    for i in sorted(set(range(len(hidden))) - set(places)):
         role = conversation.messages[hidden[i].message].role
         raise ValueError(f"the chat template leaves out message {hidden[i].message} ({role})")
 
-    builder = _Builder(tokenizer, placeholders)
+    builder = _Builder(tokenizer, placeholders, shown)
     for k, word in enumerate(words):
         # Outer white space that the template kept belongs to the text, not to the template.
-        before = hidden[shown[k - 1]].trail if k else ""
-        after = hidden[shown[k]].lead if k < len(shown) else ""
+        before = hidden[places[k - 1]].trail if k else ""
+        after = hidden[places[k]].lead if k < len(places) else ""
         if before and word.startswith(before):
-            builder.text(before, hidden[shown[k - 1]].trained)
+            builder.text(before, hidden[places[k - 1]].trained)
             word = word[len(before) :]
         kept = bool(after) and word.endswith(after)
         builder.template(word[: len(word) - len(after)] if kept else word)
-        if k < len(shown):
-            item = hidden[shown[k]]
+        if k < len(places):
+            item = hidden[places[k]]
             if item.port is not None:
                 builder.media(item.port)
             else:
                 builder.text((after if kept else "") + item.core, item.trained)
     spans = builder.finish()
 
-    found = Counter(span.port for span in spans if isinstance(span, MediaSpan))
+    found = Counter(port for port, _ in {(span.port, span.item) for span in spans if isinstance(span, MediaSpan)})
     wanted = _count_media(conversation.messages)
     for port in sorted(found.keys() | wanted.keys()):
         if found[port] != wanted[port]:
@@ -356,8 +380,12 @@ def _any_of(tokens: tuple[str, ...]) -> re.Pattern:
 class _Builder:
     """Takes template words, texts and media in order; tokenises each run between control tokens as one."""
 
-    def __init__(self, tokenizer: Tokenizer, placeholders: Mapping[str, str] | None = None):
+    def __init__(
+        self, tokenizer: Tokenizer, placeholders: Mapping[str, str] | None = None, shown: Shown | None = None
+    ):
         self.tokenizer = tokenizer
+        self.shown = shown or {}
+        self.controls = _any_of(tuple(tokenizer.special_tokens))
         self.ports = {printed: port for port, printed in (placeholders or {}).items()}
         self.pattern = _any_of((*tokenizer.special_tokens, *self.ports))
         self.spans: list[Span] = []
@@ -369,6 +397,8 @@ class _Builder:
         self.since: int | None = None  # where white space after a trained text began, while nothing else came
         self.started = False  # whether anything stands before the open run
         self.swallow = False  # whether white space at the start of the run goes to the token before it
+        self.last: str | None = None  # the control token that stands right before, if one does
+        self.spaced = False  # whether a text that follows at once gets a space
 
     def text(self, text: str, trained: bool) -> None:
         self._append(text, trained)
@@ -390,12 +420,30 @@ class _Builder:
 
     def media(self, port: str, printed: str | None = None) -> None:
         self.since = None
+        item, shown = self.items[port], self.shown.get(port)
+        self.items[port] += 1
+        # One item more than there are: the counts are compared in the end.
+        for piece in (Part(),) if shown is None or item >= len(shown) else shown[item]:
+            if isinstance(piece, Part):
+                self._item(MediaSpan(port, item, *piece), printed)
+            else:
+                self._words(piece)
+
+    def _item(self, span: MediaSpan, printed: str | None) -> None:
         left, right = self.tokenizer.strips.get(printed, (False, False))
         self._flush(left)
         self._close_span()
-        self.spans.append(MediaSpan(port, self.items[port]))
-        self.items[port] += 1
-        self.started, self.swallow = True, right
+        self.spans.append(span)
+        self.started, self.swallow, self.last, self.spaced = True, right, None, False
+
+    def _words(self, word: Word) -> None:
+        """What a processor writes, in which no placeholder counts."""
+        for i, piece in enumerate(self.controls.split(word.text)):
+            if i % 2 == 0:
+                self._append(piece, False)
+            elif not (word.once and piece == self.last):
+                self.control(piece)
+        self.spaced = word.spaced
 
     def control(self, token: str) -> None:
         left, right = self.tokenizer.strips[token]
@@ -406,6 +454,7 @@ class _Builder:
         self.ids.append(self.tokenizer.special_tokens[token])
         self.loss.append(trained)
         self.since, self.started, self.swallow = None, True, right
+        self.last, self.spaced = token, False
 
     def finish(self) -> tuple[Span, ...]:
         self._flush(False)
@@ -416,6 +465,9 @@ class _Builder:
         if self.swallow:
             text = text.lstrip()
             self.swallow = not text
+        if text:
+            text = " " + text if self.spaced and text[0] != "<" and not text[0].isspace() else text
+            self.last, self.spaced = None, False
         self.run.append(text)
         self.owned += [trained] * len(text)
 

@@ -1,6 +1,7 @@
 """From samples of many lengths to one padded batch of a static shape, in numpy."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -34,14 +35,15 @@ def collate(
         item has one, grid [B, I, 3], zero where unknown. Padding items come last, as zeros, in segment 0.
         Item i of a port with n tokens an item stands in rows i * n and following of its projected tokens.
         Ports that are read inside the backbone come with media_attention [B, T, I]. For an encoder-decoder the stream
-        is "query", and where there are answers "decoder" holds them, start token first.
+        is "query", and where there are answers "decoder" holds them, start token first. Where generators are to draw,
+        targets holds by port what their losses compare with, "weights" [B, R] 0 for padding.
 
     Raises:
         SampleTooLong: no bucket fits a sample.
         TokenPlanError: a sample lacks its arrays, items of one port differ in shape or in tokens, or the
             bucket is too small; the message names the sample.
     """
-    bucket = bucket or plan.bucket(samples)
+    fixed, bucket = bucket is not None, bucket or plan.bucket(samples)
     rows = len(samples) if pad_rows_to is None else pad_rows_to
     if rows < len(samples):
         raise TokenPlanError(f"{len(samples)} samples do not fit {rows} rows")
@@ -82,12 +84,39 @@ def collate(
             media[port] = _spread(samples, plan, port, rows, bucket)
         elif items:
             media[port] = _stack(samples, plan, port, rows, items)
+        if port in plan.instructed and port in media:
+            media[port] = media[port].replace(text=_instructions(samples, rows, plan.instructed[port], fixed))
+    drawn = _drawn(samples, plan, rows, bucket)
     if plan.start_token is None:
-        return Batch(texts={"text": text}, media=media)
+        return Batch(texts={"text": text}, media=media, targets=drawn)
     texts = {"query": text.replace(loss_weights=None, loss_positions=None)}
     if bucket.answer:
         texts["decoder"] = _answers(samples, plan, rows, bucket, pad_id)
-    return Batch(texts=texts, media=media)
+    return Batch(texts=texts, media=media, targets=drawn)
+
+
+def _drawn(samples: Sequence[Sample], plan: TokenPlan, rows: int, bucket: Bucket) -> dict[str, Any] | None:
+    """What the losses of generators compare with: port -> arrays, "weights" [B, R] among them; None without any."""
+    out = {}
+    for port, count in bucket.drawn:
+        if not count:
+            continue
+        shapes = plan.drawn[port]
+        shapes = {name: (count, *shape) if name == "masks" else shape for name, shape in shapes.items()}
+        out[port] = {name: np.zeros((rows, *shape), np.float32) for name, shape in shapes.items()}
+        out[port]["weights"] = np.zeros((rows, count), np.float32)
+        for row, sample in enumerate(samples):
+            arrays = sample.targets.get(port)
+            if arrays is None:
+                continue
+            number = len(arrays["masks"])
+            if number > count:
+                raise TokenPlanError(f"{sample.name}: {number} masks to draw do not fit the bucket's {count}")
+            for name, array in arrays.items():
+                place = (row, slice(number)) if name == "masks" else row
+                out[port][name][place] = array
+            out[port]["weights"][row, :number] = 1
+    return out or None
 
 
 def _answers(samples: Sequence[Sample], plan: TokenPlan, rows: int, bucket: Bucket, pad_id: int) -> TextStream:
@@ -96,13 +125,29 @@ def _answers(samples: Sequence[Sample], plan: TokenPlan, rows: int, bucket: Buck
     tokens, segments = np.full(shape, pad_id, np.int32), np.zeros(shape, np.int32)
     weights = np.zeros(shape, np.float32)
     for b, sample in enumerate(samples):
-        end = 1 + len(sample.answer)
+        end = sample.num_written
+        if not end:
+            continue
         tokens[b, 0], tokens[b, 1:end], segments[b, :end] = plan.start_token, sample.answer, 1
         weights[b, 1:end] = sample.answer_weights
     positions = np.broadcast_to(np.arange(bucket.answer, dtype=np.int32), shape) * segments
     return TextStream(
         tokens, positions, segments, loss_weights=weights, loss_positions=target_positions(weights, bucket.targets)
     )
+
+
+def _instructions(samples: Sequence[Sample], rows: int, most: int, fixed: bool) -> TextStream:
+    """What a projector reads beside the media of each row, at most `most` tokens; `fixed`: room for so many."""
+    found = [() if sample.instruction is None else sample.instruction for sample in samples]
+    for sample, ids in zip(samples, found, strict=True):
+        if len(ids) > most:
+            raise TokenPlanError(f"{sample.name}: an instruction of {len(ids)} tokens, the projector takes {most}")
+    longest = max(map(len, found), default=0)
+    length = most if fixed else min(most, max(16, 1 << max(longest - 1, 0).bit_length()))
+    tokens, segments = np.zeros((rows, length), np.int32), np.zeros((rows, length), np.int32)
+    for b, ids in enumerate(found):
+        tokens[b, : len(ids)], segments[b, : len(ids)] = ids, 1
+    return TextStream(tokens, np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape), segments)
 
 
 def _seen(samples: Sequence[Sample], plan: TokenPlan, bucket: Bucket, shape: tuple[int, int]) -> np.ndarray | None:
@@ -138,8 +183,7 @@ def _check_fit(samples: Sequence[Sample], bucket: Bucket) -> None:
     room = dict(bucket.items)
     for sample in samples:
         sizes = [(len(sample), bucket.length, "tokens"), (sample.num_targets, bucket.targets, "targets")]
-        if sample.answer is not None and len(sample.answer):
-            sizes.append((1 + len(sample.answer), bucket.answer, "tokens of an answer"))
+        sizes.append((sample.num_written, bucket.answer, "tokens of an answer"))
         sizes += [(len(c), room.get(port, 0), f"{port} items") for port, c in sample.item_tokens.items()]
         for size, limit, what in sizes:
             if size > limit:
@@ -196,6 +240,7 @@ def _stack(samples: Sequence[Sample], plan: TokenPlan, port: str, rows: int, ite
     segments = np.zeros((rows, items), np.int32)
     original_size = np.zeros((rows, items, 2), np.int32)
     grid = np.zeros((rows, items, 3), np.int32)
+    parent = np.zeros((rows, items), np.int32)
     for b, sample in enumerate(samples):
         for i, array in enumerate(sample.media.get(port, ())):
             values[b, i] = array
@@ -203,12 +248,15 @@ def _stack(samples: Sequence[Sample], plan: TokenPlan, port: str, rows: int, ite
         for i, size in enumerate(sample.media_sizes.get(port, ())):
             original_size[b, i] = size.original_size or 0
             grid[b, i] = size.grid or 0
+            parent[b, i] = size.parent or 0
+    part = port in plan.layouts and plan.layouts[port].parent is not None
     encoded = len(shape) == 2 and not _is_item(shape, plan, port)
     return Media(
         values=values.reshape(rows, items * shape[0], shape[1]) if encoded else values,
         segment_ids=np.repeat(segments, shape[0], axis=1) if encoded else segments,
         grid=grid if grid.any() else None,
         original_size=original_size,
+        parent=parent if part else None,
         stage="encoded" if encoded else "raw",
     )
 

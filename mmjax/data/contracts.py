@@ -44,6 +44,8 @@ class Media:
             of (tiles put together, padding left out, rows ended by a learned token); -1 is padding. None: all N
             as they come.
         order_weights: float32 [B, M, K], how much of each; None with [B, M].
+        parent: int32 [B, I], which item of another port, from 1, each item is a part of: the image of a region. 0 is
+            padding.
         stage: "raw", "encoded" (has been through the encoder) or "projected" (is in the LLM's width).
     """
 
@@ -55,6 +57,7 @@ class Media:
     extra_features: Any = None
     order: Any = None
     order_weights: Any = None
+    parent: Any = None
     stage: str = "raw"
 
     def replace(self, **changes) -> "Media":

@@ -1,10 +1,10 @@
 """Conversations, and the record formats they are read from.
 
 Known formats, told apart by their keys: `{"messages": [{"role", "content"}]}`, where the content is a string,
-a list of HF parts (`{"type": "image", "path" | "url" | "image" | "base64": ...}`) or of OpenAI parts
-(`{"type": "image_url", "image_url": {"url": ...}}`); and LLaVA's (ShareGPT's) JSON, `{"id", "image",
-"conversations": [{"from", "value"}]}`, in which `<image>` marks where an image stands. Nothing is opened
-here: a `MediaPart` says where the bytes are.
+a list of HF parts (`{"type": "image", "path" | "url" | "image" | "base64": ...}`, and for regions of an image
+`{"type": "region", "box" | "mask" | "polygon" | "point": ...}`) or of OpenAI parts (`{"type": "image_url",
+"image_url": {"url": ...}}`); and LLaVA's (ShareGPT's) JSON, `{"id", "image", "conversations": [{"from", "value"}]}`,
+in which `<image>` marks where an image stands. Nothing is opened here: a `MediaPart` says where the bytes are.
 """
 
 import base64
@@ -12,13 +12,18 @@ import binascii
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mmjax.config import nearest
+from mmjax.data.regions import Region, RegionError, region_of
 
 ROLES = ("system", "user", "assistant", "tool")
 PORTS = ("image", "video", "audio")
+# Parts that are regions of an image: those that are shown to a model, and masks that it is to draw.
+REGIONS = ("region", "mask")
+# What a record may list and a text mark.
+_LISTED = (*PORTS, "region")
 _LLAVA_ROLES = {"human": "user", "gpt": "assistant"}
 
 
@@ -31,7 +36,7 @@ class TextPart:
 
 @dataclass(frozen=True, eq=False)
 class MediaPart:
-    """One item for an encoder port. source: a path, the bytes of a file, a numpy array or a PIL image."""
+    """One item of a port. source: a path, the bytes of a file, a numpy array or a PIL image; of regions a `Region`."""
 
     port: str
     source: Any
@@ -57,6 +62,13 @@ class Conversation:
     messages: tuple[Message, ...]
     branches: tuple[tuple[Message, ...], ...] = ()
     name: str = ""
+
+    @property
+    def ports(self) -> tuple[str, ...]:
+        """The ports that there are items of, in the order of their first ones."""
+        messages = [*self.messages, *(message for branch in self.branches for message in branch)]
+        parts = (part for message in messages for part in message.parts)
+        return tuple(dict.fromkeys(part.port for part in parts if isinstance(part, MediaPart)))
 
     def media(self, port: str) -> tuple[MediaPart, ...]:
         """The items of one port in order: those of `messages`, then those of each branch."""
@@ -105,8 +117,8 @@ class _Reader:
 
     def __init__(self, record: Mapping, name: str, image_root: str | None):
         self.name, self.root = name, image_root
-        self.listed = {port: self._listed(record, port) for port in PORTS}
-        self.taken = dict.fromkeys(PORTS, 0)
+        self.listed = {port: self._listed(record, port) for port in _LISTED}
+        self.taken = dict.fromkeys(_LISTED, 0)
 
     def _listed(self, record, port) -> list | None:
         for key in (f"{port}s", port):
@@ -136,7 +148,7 @@ class _Reader:
             raise self.error(f"{where}: unknown role {role!r}; the roles are {', '.join(ROLES)}")
         content = message.get("content")
         if isinstance(content, str):
-            marks = [port for port in PORTS if self.listed[port] is not None] if role == "user" else []
+            marks = [port for port in _LISTED if self.listed[port] is not None] if role == "user" else []
             parts = self._marked(content, marks)
         elif isinstance(content, (list, tuple)):
             parts = [self._part(part, f"{where}.content[{i}]") for i, part in enumerate(content)]
@@ -157,7 +169,7 @@ class _Reader:
             value = turn.get("value")
             if not isinstance(value, str):
                 raise self.error(f"{where}: value must be a string, found {value!r}")
-            marks = [port for port in PORTS if port == "image" or self.listed[port] is not None]
+            marks = [port for port in _LISTED if port == "image" or self.listed[port] is not None]
             parts = self._marked(value, marks if role == "user" else [])
             messages.append(self._finish(role, parts, where, True))
         if not messages:
@@ -188,10 +200,11 @@ class _Reader:
         index = self.taken[port]
         self.taken[port] += 1
         listed = self.listed[port] or []
-        return self._source(listed[index], f"{port}s[{index}]") if index < len(listed) else None
+        read = self._region if port in REGIONS else self._source
+        return read(listed[index], f"{port}s[{index}]") if index < len(listed) else None
 
     def check_counts(self) -> None:
-        for port in PORTS:
+        for port in _LISTED:
             found, marks = len(self.listed[port] or []), self.taken[port]
             if found != marks:
                 raise self.error(
@@ -221,6 +234,9 @@ class _Reader:
                     )
                     return MediaPart(kind, source)
             return MediaPart(kind, self._next(kind))
+        if kind in REGIONS:
+            bare = kind in _LISTED and set(part) == {"type"}
+            return MediaPart(kind, self._next(kind) if bare else self._region(part, where))
         for port in PORTS:
             if kind == f"{port}_url":
                 value = part.get(kind)
@@ -230,9 +246,17 @@ class _Reader:
             value = part.get(kind)
             data = value.get("data") if isinstance(value, Mapping) else value
             return MediaPart("audio", self._decode(data, f"{where}.{kind}"))
-        known = ("text", *PORTS, *(f"{port}_url" for port in PORTS), "input_audio")
+        known = ("text", *PORTS, *REGIONS, *(f"{port}_url" for port in PORTS), "input_audio")
         hint = nearest(str(kind), known)
         raise self.error(f"{where}: unknown part type {kind!r}; the types are {', '.join(known)}.{hint}")
+
+    def _region(self, value, where) -> Region:
+        """A region, whose mask may be a file as an image's may."""
+        try:
+            region = value if isinstance(value, Region) else region_of(value)
+        except RegionError as error:
+            raise self.error(f"{where}: {error}") from error
+        return region if region.mask is None else replace(region, mask=self._source(region.mask, f"{where}.mask"))
 
     def _source(self, value, where):
         """A path made absolute against the root, the bytes of a data URL, or an object as it is."""

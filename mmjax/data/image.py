@@ -144,6 +144,8 @@ class ImageProcessor:
         if family not in _FAMILIES:
             raise ImageError(f"image processor {type_name!r} is not among the known: {', '.join(_FAMILIES)}")
         values = {**_FAMILIES[family], **{key: value for key, value in config.items() if value is not None}}
+        if values.get("do_pan_and_scan"):
+            raise ImageError(f"image processor {type_name!r} with do_pan_and_scan is not known here")
         if values.get("do_pad") and family != "Llava":
             raise ImageError(f"image processor {type_name!r} with do_pad is not known here")
         square = values.pop("default_to_square")
@@ -211,7 +213,7 @@ class ImageProcessor:
         if self.pad_to_square:
             image = _pad_to_square(image, tuple(int(255 * mean) for mean in self.image_mean))
         if self.do_resize:
-            height, width = _resized(image.height, image.width, self.size)
+            height, width = resized_size(image.height, image.width, self.size)
             if height * width > self.max_pixels:
                 raise ImageError(
                     f"{_label(name, 'image')}: {image.width}x{image.height} would be resized to "
@@ -238,6 +240,8 @@ _FAMILIES = {
     "CLIP": _CLIP,
     "Llava": _CLIP,
     "Siglip": _PLAIN,
+    "Gemma3": {**_PLAIN, "resample": 2},
+    "Idefics": {**_PLAIN, "image_mean": OPENAI_MEAN, "image_std": OPENAI_STD},
     "ViT": {**_PLAIN, "default_to_square": True, "resample": 2},
     "Blip": {
         **_CLIP,
@@ -329,7 +333,7 @@ def _size_dict(size: Any, square: bool) -> dict[str, int]:
     return {"height": int(size), "width": int(size)} if square else {"shortest_edge": int(size)}
 
 
-def _resized(height: int, width: int, size: Mapping[str, int]) -> tuple[int, int]:
+def resized_size(height: int, width: int, size: Mapping[str, int]) -> tuple[int, int]:
     """(height, width) after the resize; lengths are truncated towards zero as transformers does."""
     if "height" in size:
         return size["height"], size["width"]

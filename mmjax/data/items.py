@@ -22,12 +22,14 @@ class MediaSize(NamedTuple):
     """What the counting functions are told of an item, before any array exists.
 
     grid: (time, height, width) in patches, or None. original_size: (height, width) in pixels, or None.
-    seconds: of video that one step in time of the grid takes, or None.
+    seconds: of video that one step in time of the grid takes, or None. parent: the number, from 1, of the item of
+    another port that it is a part of, or None.
     """
 
     grid: tuple[int, int, int] | None = None
     original_size: tuple[int, int] | None = None
     seconds: float | None = None
+    parent: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,6 +46,7 @@ class Layout:
         leading: projected tokens that stand before those of a row's items.
         axes: (grid, seconds) -> an item's (time, height, width) in LLM tokens, and its positions a unit of time.
         each: LLM tokens of an item where all have as many, however many entries they are.
+        parent: the port whose items those of this one are parts of, such as that of the images of regions.
     """
 
     item_shape: tuple[int, ...]
@@ -54,6 +57,7 @@ class Layout:
     leading: int = 0
     axes: Callable[[Any, float | None], tuple[tuple[int, int, int], float]] | None = None
     each: int | None = None
+    parent: str | None = None
 
     @property
     def per_entry(self) -> int:

@@ -207,7 +207,7 @@ class Pipeline:
         counters.batches += 1
         counters.samples += report.samples
         counters.tokens += report.tokens
-        counters.slots += batch.text.tokens.size
+        counters.slots += sum(text.tokens.size for text in batch.texts.values())
         counters.buckets[report.bucket] += 1
         return batch
 
@@ -330,7 +330,7 @@ class _MakeBatch:
             samples.append(sample)
         bucket = self.bucket or self.plan.bucket(samples)
         batch = collate(samples, self.plan, self.pad_id, self.rows, bucket)
-        tokens = sum(map(len, samples))
+        tokens = sum(len(sample) + sample.num_written for sample in samples)
         return batch, _Report(tuple(bad), too_long, len(samples), tokens, bucket)
 
     def _first_good(

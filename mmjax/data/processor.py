@@ -1,6 +1,7 @@
 """From a conversation to a planned sample: tokens from the tokenizer, pixels from the image recipes."""
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -9,15 +10,23 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mmjax.data.chat_template import MediaSpan, encode_branches, encode_conversation, encode_plain
-from mmjax.data.conversation import Conversation, MediaPart, parse_record
+from mmjax.data.answers import without_targets
+from mmjax.data.chat_template import MediaSpan, Shown, Span, encode_branches, encode_conversation, encode_plain
+from mmjax.data.conversation import Conversation, MediaPart, TextPart, parse_record
 from mmjax.data.items import Layout, MediaSize, TokenPlanError
-from mmjax.data.recipes import Recipe, recipe_from_hf
+from mmjax.data.mask_targets import as_signals, targets_of
+from mmjax.data.recipes import Recipe, recipe_from_hf, source_of
+from mmjax.data.region_places import image_numbers, placement
+from mmjax.data.region_processor import RegionProcessor
 from mmjax.data.samples import Sample
 from mmjax.data.token_plan import TokenPlan
 from mmjax.data.tokenizer import Tokenizer, load_tokenizer
+from mmjax.data.views import with_views
+from mmjax.data.wording import WORDINGS, Piece, Source, Wording
 
 OWN_FILE = "mmjax_processor.json"
+# The folder of the tokenizer of a Q-Former that reads an instruction.
+READER = "qformer_tokenizer"
 _PLAN_FIELDS = ("lengths", "items", "targets", "too_long", "grouped", "entries")
 
 
@@ -36,6 +45,15 @@ class Processor:
         lengths, items, targets, too_long, grouped, layouts, entries, axes, bidirectional, inside, start_token: see
             `TokenPlan`; the model's config has the layouts and says whether positions have axes, what sees each other
             both ways, what is read inside the backbone, and what a decoder of its own starts with.
+        signals: port of a generator -> the ids that stand for what it is to draw; the recipe of such a port in `images`
+            is a `MaskTargets`.
+        wording: which of `mmjax.data.wording.WORDINGS` says what stands around and between the tokens of an item;
+            None: nothing does.
+        names: what transformers' processor says of itself: tokens by the names that the wording calls them, and numbers
+            that matter there alone, which an export keeps.
+        instructed: see `TokenPlan`.
+        reader: tokenizer of what a projector reads beside the media, which is the text of the users; None: none does.
+        views: port -> port whose items it sees too, see `with_views`; the model's config says it.
     """
 
     tokenizer: Tokenizer
@@ -55,10 +73,16 @@ class Processor:
     bidirectional: Literal["none", "prefix", "item"] = "none"
     inside: Mapping[str, str] = dataclasses.field(default_factory=dict)
     start_token: int | None = None
+    wording: str | None = None
+    names: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    instructed: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    reader: Tokenizer | None = None
+    views: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    signals: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         for port in (*self.images, *self.placeholders):
-            if port not in self.ports:
+            if port not in self.ports and port not in self.signals:
                 raise ValueError(f"port {port!r} has no media token; ports: {list(self.ports)}")
 
     @property
@@ -69,16 +93,18 @@ class Processor:
     @property
     def plan(self) -> TokenPlan:
         """The token plan that samples are made with; hand the same one to `collate` and the pipeline."""
-        shapes = {port: recipe.item_shape for port, recipe in self.images.items()}
+        shapes = {port: recipe.item_shape for port, recipe in self.images.items() if port not in self.signals}
         return TokenPlan(
             count=self.count,
             media_tokens=self.media_tokens,
             item_shapes={port: shape for port, shape in shapes.items() if shape is not None},
+            drawn={port: self.images[port].shapes for port in self.signals if port in self.images},
             layouts=self.layouts,
             axes=self.axes,
             bidirectional=self.bidirectional,
             inside=self.inside,
             start_token=self.start_token,
+            instructed=self.instructed,
             **{name: getattr(self, name) for name in _PLAN_FIELDS},
         )
 
@@ -104,11 +130,22 @@ class Processor:
             FileNotFoundError: naming the sample and the path of an image.
         """
         plan, name = self.plan, conversation.name
-        branches = self._encode(conversation, add_generation_prompt, mode)
-        spans = [span for branch in branches for span in branch if isinstance(span, MediaSpan)]
-        parts = {port: conversation.media(port) for port in {*plan.ports, *(span.port for span in spans)}}
-        opened = {port: [self._open(part, i, name) for i, part in enumerate(p)] for port, p in parts.items()}
-        sizes = {port: [size for _, size in media] for port, media in opened.items()}
+        conversation = with_views(conversation, self.views)
+        parts = {port: conversation.media(port) for port in {*plan.ports, *conversation.ports} - {*self.signals}}
+        regional = [port for port in parts if isinstance(self.images.get(port), RegionProcessor)]
+        opened = {
+            port: [self._open(part, i, name) for i, part in enumerate(p)]
+            for port, p in parts.items()
+            if port not in regional
+        }
+        opened |= {port: self._open_regions(conversation, port, opened) for port in regional}
+        shown = {port: [self._pieces(plan, port, said, name) for _, said in opened[port]] for port in plan.ports}
+        branches = self._encode(conversation, add_generation_prompt, mode, shown)
+        if add_generation_prompt and self.start_token is not None:
+            # The answer is yet to come: an encoder-decoder reads earlier ones like all the rest.
+            branches = [without_targets(branch) for branch in branches]
+        branches = [_counted(as_signals(branch, conversation, self.signals), opened) for branch in branches]
+        sizes = {port: [size for _, said in media for size in said.sizes] for port, media in opened.items()}
         if conversation.branches:
             planned = [plan.plan_sample(branch, sizes, name, branch=True) for branch in branches]
             sample = plan.share_prefix(planned)
@@ -117,8 +154,31 @@ class Processor:
         media = {}
         for port, counts in sample.item_tokens.items():
             process = self.images.get(port, _unchanged)
-            media[port] = [process(image) for image, _ in opened[port][: len(counts)]]
-        return sample.with_media(media)
+            if port in regional:
+                process = functools.partial(process, name=f"{name}: {port}")
+            arrays: list[np.ndarray] = []
+            for source, _ in opened[port]:
+                if len(arrays) < len(counts):
+                    made = process(source)
+                    arrays += made if isinstance(made, list) else [made]
+            media[port] = arrays
+        if any(media.get(port) for port in self.instructed):
+            sample = dataclasses.replace(sample, instruction=self._instruction(conversation))
+        sample = dataclasses.replace(sample.with_media(media), targets=self._targets(conversation, opened))
+        if sample.targets:
+            plan.check(sample)
+        return sample
+
+    def _targets(
+        self, conversation: Conversation, opened: Mapping[str, Sequence[tuple[Any, Source]]]
+    ) -> dict[str, Any]:
+        """What generators are to draw, see `mmjax.data.mask_targets`; a port without a recipe has none."""
+        found = {}
+        for port in self.signals:
+            recipe = self.images.get(port)
+            images = [] if recipe is None else [image for image, _ in opened.get(recipe.images, ())]
+            found[port] = None if recipe is None else targets_of(conversation, port, recipe, images)
+        return {port: arrays for port, arrays in found.items() if arrays is not None}
 
     def from_record(
         self,
@@ -138,6 +198,8 @@ class Processor:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(str(directory))
+        if self.reader is not None:
+            self.reader.save(str(directory / READER))
         template = self.template or self.tokenizer.chat_template
         if template is not None:
             (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
@@ -146,33 +208,81 @@ class Processor:
             _write_json(directory / "video_preprocessor_config.json", recipes["video"])
         others = [recipe for port, recipe in recipes.items() if port != "video"]
         if others:
-            _write_json(directory / "preprocessor_config.json", recipes.get("image") or others[0])
+            first = {**(recipes.get("image") or others[0]), **self.said.image}
+            if self.said.count_key is not None:
+                first[self.said.count_key] = self.count("image", None, None)
+            _write_json(directory / "preprocessor_config.json", first)
+        about = {**({} if self.wording is None else {"processor_class": self.wording}), **self.names}
+        if about:
+            _write_json(directory / "processor_config.json", about)
         own = {
             "images": recipes,
             "placeholders": dict(self.placeholders),
             "media_tokens": dict(self.media_tokens),
+            "wording": self.wording,
+            "names": dict(self.names),
         }
         own |= {name: getattr(self, name) for name in _PLAN_FIELDS}
         for name in ("items", "entries"):
             own[name] = {port: list(ladder) for port, ladder in getattr(self, name).items()}
         _write_json(directory / OWN_FILE, own)
 
-    def _encode(self, conversation: Conversation, add_generation_prompt: bool, mode: str) -> Sequence:
+    def _instruction(self, conversation: Conversation) -> np.ndarray:
+        """What the users say, a line a message, in the tokens of `reader`."""
+        if self.reader is None:
+            raise TokenPlanError(
+                f"{conversation.name}: the projector reads an instruction beside the media, and the checkpoint has no "
+                f"tokenizer for it ({READER}/)"
+            )
+        if conversation.branches:
+            raise TokenPlanError(
+                f"{conversation.name}: its branches cannot share their media: the projector reads the text of each"
+            )
+        users = [message for message in conversation.messages if message.role == "user"]
+        texts = ("".join(part.text for part in user.parts if isinstance(part, TextPart)) for user in users)
+        before, behind = self.reader.frame
+        return np.array([*before, *self.reader.encode("\n".join(filter(None, texts))), *behind], np.int32)
+
+    @property
+    def said(self) -> Wording:
+        """What stands around and between the tokens of an item."""
+        return WORDINGS.get(self.wording or "", Wording())
+
+    def _pieces(self, plan: TokenPlan, port: str, source: Source, name: str) -> tuple[Piece, ...]:
+        tokens = [plan.tokens_of(port, size, name) for size in source.sizes]
+        names = {**self.said.names, **self.tokenizer.named_tokens, **self.names}
+        return self.said.of(port, source._replace(tokens=tokens), names)
+
+    def _encode(self, conversation: Conversation, add_generation_prompt: bool, mode: str, shown: Shown) -> Sequence:
         if mode == "plain":
             if conversation.branches:
                 raise TokenPlanError(f'{conversation.name}: a conversation with branches needs mode "chat"')
-            return [encode_plain(conversation, self.tokenizer)]
+            return [encode_plain(conversation, self.tokenizer, shown)]
         if mode != "chat":
             raise ValueError(f'mode is {mode!r}; wanted "chat" or "plain"')
         encode = encode_branches if conversation.branches else encode_conversation
-        spans = encode(conversation, self.tokenizer, self.template, self.placeholders, add_generation_prompt)
+        spans = encode(conversation, self.tokenizer, self.template, self.placeholders, add_generation_prompt, shown)
         return spans if conversation.branches else [spans]
 
-    def _open(self, part: MediaPart, item: int, name: str) -> tuple[Any, MediaSize]:
+    def _open_regions(
+        self, conversation: Conversation, port: str, opened: Mapping[str, Sequence[tuple[Any, Source]]]
+    ) -> list[tuple[Any, Source]]:
+        """The regions of a port, each with the size of its image and its number."""
+        recipe, out = self.images[port], []
+        images, rule = opened.get(recipe.images, ()), self.images.get(recipe.images)
+        numbers = image_numbers(conversation, port, recipe.images)
+        for item, (part, number) in enumerate(zip(conversation.media(port), numbers, strict=True)):
+            image, said = images[number - 1]
+            place = placement(rule, said.sizes[0].original_size or np.shape(image)[:2])
+            region = recipe.open(part.source, f"{conversation.name}: {port} {item}", place)
+            out.append((region, Source([MediaSize(*recipe.size_of(region), parent=number)], ())))
+        return out
+
+    def _open(self, part: MediaPart, item: int, name: str) -> tuple[Any, Source]:
         label = f"{name}: {part.port} {item}"
         if part.port in self.images:
             opened = self.images[part.port].open(part.source, label)
-            return opened, MediaSize(*self.images[part.port].size_of(opened))
+            return opened, source_of(self.images[part.port], opened)
         if part.port not in self.ports:
             raise TokenPlanError(f"{label}: the model has no port {part.port!r}, only {list(self.ports)}")
         if not isinstance(part.source, np.ndarray) or not np.issubdtype(part.source.dtype, np.floating):
@@ -180,7 +290,7 @@ class Processor:
                 f"{label}: port {part.port!r} has no image processor and so takes float arrays as they are, "
                 f"got {type(part.source).__name__}"
             )
-        return part.source, MediaSize()
+        return part.source, Source([MediaSize()], ())
 
 
 def load_processor(
@@ -211,29 +321,55 @@ def load_processor(
     tokenizer = tokenizer or load_tokenizer(str(directory))
     if tokenizer is None:
         raise FileNotFoundError(f"{directory}: no tokenizer.json and no tokenizer.model")
-    own = _read_json(directory / OWN_FILE)
-    recipes = own["images"] if own else _recipes_in(directory)
+    own, whole = _read_json(directory / OWN_FILE), _read_json(directory / "processor_config.json")
+    wording = own.get("wording") if own else _wording_in(directory)
+    said = WORDINGS.get(wording or "", Wording())
+    tokenizer = tokenizer.with_controls(said.controls) if said.controls else tokenizer
+    recipes = own["images"] if own else _recipes_in(directory, said)
+    layouts = plan_options.get("layouts", {})
+    if media_tokens is not None:
+        ports = {*media_tokens, *plan_options.get("inside", ()), *plan_options.get("signals", ())}
+        recipes = {port: recipe for port, recipe in recipes.items() if port in ports}
     try:
-        images = {port: recipe_from_hf(recipe, port) for port, recipe in recipes.items()}
+        images = {port: recipe_from_hf(recipe, port, layouts.get(port)) for port, recipe in recipes.items()}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{directory}: {error}") from error
+    names = own.get("names", {}) if own else {
+        name: value for name, value in whole.items() if isinstance(value, (str, int, float)) and value != ""
+    }
+    known = {**said.names, **tokenizer.named_tokens, **names}
     if placeholders is None:
-        printed = _read_json(directory / "processor_config.json")
-        names = {port: f"{port}_token" for port in images}
         placeholders = own["placeholders"] if own else {
-            port: printed.get(name) or tokenizer.named_tokens.get(name) or f"<{port}>" for port, name in names.items()
+            port: said.placeholder[port].format(**known) if port in said.placeholder else known.get(
+                f"{port}_token", f"<{port}>"
+            )
+            for port in images
         }  # fmt: skip
     if media_tokens is None:
         media_tokens = own["media_tokens"] if own else _token_ids(placeholders, tokenizer, directory)
     options = {name: _tuples(own[name]) for name in _PLAN_FIELDS if name in own}
     if template is None and tokenizer.chat_template is None and (directory / "chat_template.jinja").exists():
         template = (directory / "chat_template.jinja").read_text(encoding="utf-8")
+    if template is None and tokenizer.chat_template is None:
+        template = said.template
+    # An image in tiles is many items.
+    many = {port: (0, 1, 2, 4, 8, 16, 32, 64) for port, recipe in images.items() if hasattr(recipe, "source_of")}
+    options["items"] = {**many, **options.get("items", {})}
+    options |= {"wording": wording if wording in WORDINGS else None, "names": names}
+    if (directory / READER).is_dir():
+        options["reader"] = load_tokenizer(str(directory / READER))
     return Processor(
         tokenizer, images, template, placeholders, media_tokens, count, **{**options, **plan_options}
     )
 
 
-def _recipes_in(directory: Path) -> dict[str, Any]:
+def _wording_in(directory: Path) -> str | None:
+    """The class of the processor, as one of the files says that transformers writes."""
+    names = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+    return next((kind for name in names if (kind := _read_json(directory / name).get("processor_class"))), None)
+
+
+def _recipes_in(directory: Path, said: Wording) -> dict[str, Any]:
     """port -> what says its recipe, in the files that transformers' processors write."""
     whole = _read_json(directory / "processor_config.json")
     alone = _read_json(directory / "preprocessor_config.json")
@@ -245,6 +381,9 @@ def _recipes_in(directory: Path) -> dict[str, Any]:
     }
     for port, key in (("image", "image_processor"), ("video", "video_processor"), ("audio", "feature_extractor")):
         found[port] = found[port] or whole.get(key) or {}
+    if found["image"]:
+        shared = {key: whole[key] for key in said.shared if key in whole}
+        found["image"] = {**found["image"], **said.recipe, **shared}
     return {port: config for port, config in found.items() if config}
 
 
@@ -261,6 +400,19 @@ def _token_ids(placeholders: Mapping[str, str], tokenizer: Tokenizer, directory:
 
 def _unchanged(array: np.ndarray) -> np.ndarray:
     return array
+
+
+def _counted(spans: Sequence[Span], opened: Mapping[str, Sequence[tuple[Any, Source]]]) -> list[Span]:
+    """The spans with items counted as the model has them: a source may be several."""
+    starts = {
+        port: np.cumsum([0, *(len(source.sizes) for _, source in media)]).tolist() for port, media in opened.items()
+    }
+    return [
+        dataclasses.replace(span, item=starts[span.port][span.item] + span.part, part=0)
+        if isinstance(span, MediaSpan) and span.port in starts and span.item < len(opened[span.port])
+        else span
+        for span in spans
+    ]
 
 
 def _tuples(value: Any) -> Any:

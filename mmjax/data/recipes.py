@@ -1,22 +1,35 @@
 """How media of every kind become arrays: which recipe a preprocessor_config.json names."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from mmjax.data import patches, tiles, video
+from mmjax.data import own_shape, patches, split, tiles, video, video_patches
 from mmjax.data.audio import AudioProcessor
+from mmjax.data.grid_views import GridViewsProcessor
 from mmjax.data.image import ImageProcessor
+from mmjax.data.items import Layout, MediaSize
+from mmjax.data.mask_targets import MaskTargets
+from mmjax.data.own_shape import OwnShapeProcessor
 from mmjax.data.patches import PatchesProcessor
+from mmjax.data.region_processor import RegionProcessor
+from mmjax.data.split import SplitProcessor
 from mmjax.data.tiles import TilesProcessor
 from mmjax.data.video import VideoProcessor
+from mmjax.data.video_patches import VideoPatchesProcessor
+from mmjax.data.wording import Source
 
 
 class Recipe(Protocol):
-    """What a processor needs of the media of one port."""
+    """What a processor needs of the media of one port.
+
+    A recipe that makes several items of a source has `source_of(opened)`, which gives a `Source`, in the place of
+    `size_of`, and gives a list of arrays.
+    """
 
     def open(self, source: Any, name: str = "") -> Any:
         """Reads a source; errors name it."""
@@ -68,24 +81,46 @@ class Whole:
         return self.recipe.to_hf()
 
 
-def recipe_from_hf(config: Mapping[str, Any], port: str = "image") -> Recipe:
+def source_of(recipe: Recipe, opened: Any) -> Source:
+    """What a wording is told of an opened source, tokens left out."""
+    if hasattr(recipe, "source_of"):
+        return recipe.source_of(opened)
+    return Source([MediaSize(*recipe.size_of(opened))], ())
+
+
+def recipe_from_hf(config: Mapping[str, Any], port: str = "image", layout: Layout | None = None) -> Recipe:
     """The recipe of a preprocessor_config.json, or of one part of a processor_config.json.
 
     Args:
         config: as transformers or `to_hf` writes it.
         port: what the media are: at "video" an image processor's steps are those of each frame.
+        layout: of the port; has the size of a patch where the processor's files do not.
 
     Raises:
         ImageError, VideoError, ConfigError: a processor that is not known, or steps of one that are not.
     """
+    if "region_processor_type" in config:
+        return RegionProcessor.from_hf(config)
+    if "views_processor_type" in config:
+        return GridViewsProcessor.from_hf(config)
+    if "mask_processor_type" in config:
+        return MaskTargets.from_hf(config)
     part = next((config[key] for key in (f"{port}_processor", "image_processor") if key in config), config)
     keys = ("video_processor_type", "image_processor_type", "feature_extractor_type")
     kind = next((str(part[key]) for key in keys if part.get(key)), "")
     family = re.sub(r"(VideoProcessor|ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", kind)
     if port == "audio" or "feature_extractor" in config:
         return Whole(AudioProcessor.from_hf(config))
+    if port == "video" and family in video_patches.FAMILIES:
+        return VideoPatchesProcessor.from_hf(part)
     if port == "video" or family in video.FAMILIES:
         return Whole(VideoProcessor.from_hf(part))
+    if family == "Idefics2" and layout is not None:
+        part = {"mmjax": {"patch_size": math.isqrt(math.prod(layout.item_shape) // 3)}, **part}
+    if family in own_shape.FAMILIES:
+        return OwnShapeProcessor.from_hf(part)
+    if family in split.FAMILIES:
+        return SplitProcessor.from_hf(part)
     if family in patches.FAMILIES:
         return PatchesProcessor.from_hf(part)
     if family in tiles.FAMILIES:

@@ -30,6 +30,10 @@ class Sample:
             where there are no such ports.
         answer, answer_weights: int32 and float32 [A], of an encoder-decoder what it writes, whose tokens are then
             not among `tokens`; None for other models.
+        targets: port of a generator -> arrays that its loss compares with: "masks" [R, h, w], one for each signal, and
+            others of the row; a port without any is not there.
+        instruction: int32 [Q], what a projector reads beside the media, in the tokens of its own tokenizer; None where
+            none does.
     """
 
     tokens: np.ndarray
@@ -45,6 +49,8 @@ class Sample:
     media_attention: np.ndarray | None = None
     answer: np.ndarray | None = None
     answer_weights: np.ndarray | None = None
+    targets: Mapping[str, Mapping[str, np.ndarray]] = dataclasses.field(default_factory=dict)
+    instruction: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -53,6 +59,11 @@ class Sample:
     def num_targets(self) -> int:
         """How many tokens are targets of the loss."""
         return int(np.count_nonzero(self.loss_weights if self.answer is None else self.answer_weights))
+
+    @property
+    def num_written(self) -> int:
+        """Tokens of an encoder-decoder's stream "decoder": the answer and the start token before it; 0 without one."""
+        return 1 + len(self.answer) if self.answer is not None and len(self.answer) else 0
 
     def with_media(self, media: Mapping[str, Sequence[np.ndarray]]) -> "Sample":
         """Attaches the arrays of all items; those of items that were truncated away are let go.
@@ -77,7 +88,7 @@ class Bucket:
 
     `grouped` says whether the batch has `attend_group`; `entries` how many tiles, frames or patches a row has of
     those ports whose items are more than one entry; `answer` the tokens of a row that an encoder-decoder writes, its
-    start token among them, 0 where there are none.
+    start token among them, 0 where there are none; `drawn` the signals of a row of each port of a generator.
     """
 
     length: int
@@ -86,3 +97,4 @@ class Bucket:
     grouped: bool = False
     entries: tuple[tuple[str, int], ...] = ()
     answer: int = 0
+    drawn: tuple[tuple[str, int], ...] = ()

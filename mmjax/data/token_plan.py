@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mmjax.data.answers import split_answer
+from mmjax.data.answers import cut_answer, split_answer
 from mmjax.data.bidirectional import KINDS, item_group, prefix_group
 from mmjax.data.chat_template import MediaSpan, Span
 from mmjax.data.inside import SEES, seen_items
@@ -34,7 +34,7 @@ class TokenPlan:
         targets: the allowed capacities of `loss_positions`; () means 16, 32, 64, ... but never beyond T.
         too_long: what happens to a sample longer than the longest bucket. "error": SampleTooLong. "skip": the
             same, which the pipeline counts and replaces at no cost to its budget for bad records.
-            "truncate": the end is cut off, never inside an item.
+            "truncate": the end is cut off, never inside an item; that of an encoder-decoder's answer by itself.
         grouped: True gives every batch an `attend_group`; False only those that need it.
         item_shapes: port -> shape of one item's array. Needed only where a batch must hold padding items
             although none of its samples has a real one.
@@ -47,6 +47,9 @@ class TokenPlan:
         inside: port that is read inside the backbone -> which of its items a token sees, see `seen_items`. Such an
             item stands in the text as its port's one media token, or as nothing where the port has none.
         start_token: what an encoder-decoder's decoder reads first; None for models that write behind what they read.
+        instructed: port whose projector reads an instruction beside the media -> how many tokens of it at most.
+        drawn: port of a generator -> shapes of the arrays that a row's loss compares with, by name, that of "masks" of
+            one of R; `items` may say how many a row has.
     """
 
     count: Callable[[str, Any, Any], int]
@@ -63,6 +66,8 @@ class TokenPlan:
     bidirectional: Literal["none", "prefix", "item"] = "none"
     inside: Mapping[str, str] = dataclasses.field(default_factory=dict)
     start_token: int | None = None
+    instructed: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    drawn: Mapping[str, Mapping[str, tuple[int, ...]]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         ladders = {"lengths": self.lengths, "targets": self.targets or (1,)}
@@ -72,7 +77,7 @@ class TokenPlan:
             if not ladder or list(ladder) != sorted(set(ladder)) or ladder[0] < 0:
                 raise TokenPlanError(f"{name} is {ladder}; wanted ascending whole numbers")
         for port in (*self.items, *self.item_shapes, *self.layouts, *self.entries):
-            if port not in self.ports:
+            if port not in self.ports and port not in self.drawn:
                 raise TokenPlanError(f"port {port!r} has no media token; ports: {list(self.ports)}")
         for port, sees in self.inside.items():
             if sees not in SEES:
@@ -114,7 +119,8 @@ class TokenPlan:
         given = media_sizes or {}
         self._check_items(spans, given, name, branch)
         sizes = {port: tuple(MediaSize(*size) for size in given.get(port, ())) for port in self.ports}
-        counts = {port: tuple(self._count(port, size, name) for size in sizes[port]) for port in self.ports}
+        counts = {port: tuple(self.tokens_of(port, size, name) for size in sizes[port]) for port in self.ports}
+        self._check_parts(spans, counts, name)
         starts, row = {}, 0
         for port in self.standing:
             for item, count in enumerate(counts[port]):
@@ -122,22 +128,26 @@ class TokenPlan:
                 row += count
 
         tokens, weights, rows, items, runs, length = [], [], [], [], [], 0
-        inside: dict[str, list[int]] = {port: [] for port in self.inside}
+        inside: dict[str, list[int | None]] = {port: [None] * len(counts[port]) for port in self.inside}
         for span in spans:
             if isinstance(span, MediaSpan) and span.port in self.inside:
                 mark = self.media_tokens.get(span.port)
                 tokens.append(np.asarray([] if mark is None else [mark], np.int32))
                 weights.append(np.zeros(len(tokens[-1]), np.float32))
                 rows.append(np.full(len(tokens[-1]), -1, np.int32))
-                items.append((length, span.port))
-                inside[span.port].append(length)
+                items.append((length, span.port, length + len(tokens[-1])))
+                inside[span.port][span.item] = length
             elif isinstance(span, MediaSpan):
-                count, start = counts[span.port][span.item], starts[span.port, span.item]
+                whole, start = counts[span.port][span.item], starts[span.port, span.item] + span.first
+                count = whole - span.first if span.count is None else span.count
                 tokens.append(np.full(count, self.media_tokens[span.port], np.int32))
                 weights.append(np.zeros(count, np.float32))
                 rows.append(np.arange(start, start + count, dtype=np.int32))
-                items.append((length, span.port))
-                runs.append(run_of(length, count, sizes[span.port][span.item], self.layouts.get(span.port)))
+                # The rest of an item that stands in several runs goes on with it.
+                begin = length if span.first == 0 else items.pop()[0]
+                items.append((begin, span.port, length + count))
+                layout = self.layouts.get(span.port) if count == whole else None
+                runs.append(run_of(length, count, sizes[span.port][span.item], layout))
             else:
                 tokens.append(np.asarray(span.ids, np.int32))
                 weights.append(np.broadcast_to(np.asarray(span.loss, np.float32), tokens[-1].shape))
@@ -153,7 +163,8 @@ class TokenPlan:
             media_sizes=sizes,
             name=name,
         )
-        sample.loss_weights[:1] = 0
+        if self.start_token is None:
+            sample.loss_weights[:1] = 0
         if self.inside:
             seen = [seen_items(length, inside[port], sees) for port, sees in self.inside.items()]
             sample = dataclasses.replace(sample, media_attention=np.concatenate(seen, axis=1))
@@ -164,6 +175,8 @@ class TokenPlan:
             sample = dataclasses.replace(sample, bidirectional_group=group)
         if self.start_token is not None:
             sample = split_answer(sample)
+        if sample.answer is not None and self.too_long == "truncate":
+            sample = cut_answer(sample, self.lengths[-1] - 1)
         if len(sample) > self.lengths[-1] and self.too_long == "truncate":
             if branch:
                 raise SampleTooLong(self._too_long(sample) + "; a branch is not truncated")
@@ -181,6 +194,10 @@ class TokenPlan:
                 raise SampleTooLong(
                     f"{sample.name}: {len(counts)} {port} items, more than the largest bucket of {most}"
                 )
+        for port, arrays in sample.targets.items():
+            count, most = len(arrays["masks"]), self._items(port)[-1]
+            if count > most:
+                raise SampleTooLong(f"{sample.name}: {count} masks to draw, more than the largest bucket of {most}")
         for port in self.spread:
             count, most = self.count_entries(sample, port), self.entries.get(port, (1 << 62,))[-1]
             if count > most:
@@ -228,6 +245,13 @@ class TokenPlan:
                 f"{first.name}: the media have {total} tokens but the branches show "
                 f"{np.count_nonzero(shown >= 0)} of them; placeholders and items do not match"
             )
+        if self.inside:
+            seen = np.concatenate([sample.media_attention for sample in samples]).any(axis=0)
+            if not seen.all():
+                raise TokenPlanError(
+                    f"{first.name}: {len(seen)} media item(s) are read inside the backbone but tokens of the branches "
+                    f"see {np.count_nonzero(seen)} of them; placeholders and items do not match"
+                )
         if len(samples) == 1:
             return first
         if self.bidirectional == "prefix":
@@ -240,6 +264,8 @@ class TokenPlan:
             same = (first.tokens[:prefix] == other.tokens[:prefix]) & (
                 first.media_index[:prefix] == other.media_index[:prefix]
             )
+            if self.inside:
+                same &= (first.media_attention[:prefix] == other.media_attention[:prefix]).all(axis=1)
             prefix = prefix if same.all() else int(np.argmin(same))
         while prefix and any(len(s) > prefix and s.loss_weights[prefix] > 0 for s in samples):
             prefix -= 1
@@ -283,15 +309,18 @@ class TokenPlan:
             )
             for port in self.ports
         )
-        targets = _smallest(self._targets(length), max((sample.num_targets for sample in samples), default=0))
         grouped = self.grouped or any(sample.attend_group is not None for sample in samples)
         entries = tuple(
             (port, self._entries(port, max((self.count_entries(s, port) for s in samples), default=0)))
             for port in self.spread
         )
-        written = max((len(s.answer) + 1 for s in samples if s.answer is not None and len(s.answer)), default=0)
+        written = max((sample.num_written for sample in samples), default=0)
         answer = _smallest(_doubling(self.lengths[-1]), written) if written else 0
-        return Bucket(length, items, targets, grouped, entries, answer)
+        ladder = self._targets(length if self.start_token is None else max(answer, 1))
+        targets = _smallest(ladder, max((sample.num_targets for sample in samples), default=0))
+        counts = {port: [len(s.targets[port]["masks"]) for s in samples if port in s.targets] for port in self.drawn}
+        drawn = tuple((port, _smallest(self._items(port), max(found, default=0))) for port, found in counts.items())
+        return Bucket(length, items, targets, grouped, entries, answer, drawn)
 
     def largest_bucket(self) -> Bucket:
         """The one shape that holds every sample, for batches whose shape must not depend on their samples."""
@@ -302,7 +331,9 @@ class TokenPlan:
                 f"a batch of one shape needs entries for {', '.join(p for p in self.spread if p not in self.entries)}"
             )
         answer = 0 if self.start_token is None else _doubling(self.lengths[-1])[-1]
-        return Bucket(self.lengths[-1], items, self._targets(self.lengths[-1])[-1], self.grouped, entries, answer)
+        drawn = tuple((port, self._items(port)[-1]) for port in self.drawn)
+        targets = self._targets(self.lengths[-1])[-1]
+        return Bucket(self.lengths[-1], items, targets, self.grouped, entries, answer, drawn)
 
     @property
     def spread(self) -> tuple[str, ...]:
@@ -333,7 +364,12 @@ class TokenPlan:
     def _too_long(self, sample: Sample) -> str:
         return f"{sample.name}: {len(sample)} tokens, more than the longest bucket of {self.lengths[-1]}"
 
-    def _count(self, port: str, size: MediaSize, name: str) -> int:
+    def tokens_of(self, port: str, size: MediaSize, name: str = "") -> int:
+        """How many tokens of the text an item is; those of what is read inside the backbone are its mark or none.
+
+        Raises:
+            TokenPlanError: naming the sample: none at all.
+        """
         if port in self.inside:
             return int(port in self.media_tokens)
         count = self.count(port, size.grid, size.original_size)
@@ -351,7 +387,9 @@ class TokenPlan:
             if isinstance(span, MediaSpan):
                 if span.port not in shown:
                     raise TokenPlanError(f"{name}: no port {span.port!r}; the model has {list(self.ports)}")
-                shown[span.port].append(span.item)
+                # A run that goes on with an item is none of its own.
+                if not (span.first and shown[span.port] and shown[span.port][-1] == span.item):
+                    shown[span.port].append(span.item)
         for port in sizes:
             if port not in shown and len(sizes[port]):
                 raise TokenPlanError(f"{name}: no port {port!r}; the model has {list(self.ports)}")
@@ -366,12 +404,28 @@ class TokenPlan:
                     f"{name}: {port} items are shown in the order {numbers}, not in their own"
                 )
 
-    def _truncate(self, sample: Sample, items: list[tuple[int, str]]) -> Sample:
-        """Cuts the end off, but before an item that the cut would fall into; `items` are (start, port)."""
+    def _check_parts(self, spans: Sequence[Span], counts: Mapping[str, Sequence[int]], name: str) -> None:
+        """The runs of an item are all its tokens in order, none of another port's between them."""
+        at, open_item, left = 0, None, 0
+        for span in (span for span in spans if isinstance(span, MediaSpan) and span.port in self.standing):
+            own = counts[span.port][span.item]
+            at = at if open_item == (span.port, span.item) else 0
+            count = own - span.first if span.count is None else span.count
+            if (left and at == 0) or span.first != at or not 0 < count <= own - at:
+                raise TokenPlanError(
+                    f"{name}: {span.port} item {span.item} of {own} tokens: a run of {count} from token {span.first} "
+                    f"on, where the {at} before it stand already"
+                )
+            open_item, at = (span.port, span.item), at + count
+            left = own - at
+        if left:
+            raise TokenPlanError(f"{name}: {left} of the tokens of {open_item[0]} item {open_item[1]} stand nowhere")
+
+    def _truncate(self, sample: Sample, items: list[tuple[int, str, int]]) -> Sample:
+        """Cuts the end off, but before an item that the cut would fall into; `items` are (start, port, end)."""
         cut = self.lengths[-1]
         kept = dict.fromkeys(self.ports, 0)
-        for start, port in items:
-            end = start + sample.item_tokens[port][kept[port]]
+        for start, port, end in items:
             if end > cut:
                 cut = min(cut, start)
                 break

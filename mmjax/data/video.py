@@ -20,11 +20,14 @@ class VideoProcessor:
         image: what is done to every frame.
         sampling: which frames are taken.
         offset: whether pixels are shifted by -1 between rescaling and normalising (ViViT).
+        as_given: whether all frames are taken of videos that come as lists or arrays of frames; `sampling` is then for
+            files.
     """
 
     image: ImageProcessor = dataclasses.field(default_factory=lambda: _image(FAMILIES["VideoMAE"]))
     sampling: FrameSampling = FrameSampling()
     offset: bool = False
+    as_given: bool = False
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], sampling: FrameSampling | None = None) -> "VideoProcessor":
@@ -52,7 +55,8 @@ class VideoProcessor:
             sampling = FrameSampling("fps", values.get("num_frames") or 10**6, float(values["fps"]))
         elif values.get("do_sample_frames") and values.get("num_frames"):
             sampling = FrameSampling("starts", values["num_frames"], min_frames=values["num_frames"])
-        return cls(_image(values), sampling or FrameSampling(), bool(values.get("offset")))
+        own = (values.get("mmjax") or {}).get("as_given", family in AS_GIVEN)
+        return cls(_image(values), sampling or FrameSampling(), bool(values.get("offset")), bool(own))
 
     def to_hf(self) -> dict[str, Any]:
         """The `preprocessor_config.json` that transformers and `from_hf` read back to the same recipe.
@@ -66,14 +70,16 @@ class VideoProcessor:
         config["image_processor_type"] = "VivitImageProcessor" if self.offset else "VideoMAEImageProcessor"
         if self.offset:
             config["offset"] = True
-        own = {key: value for key, value in (config.get("mmjax") or {}).items()}
+        own = {**(config.get("mmjax") or {}), "as_given": self.as_given}
         return {**config, "mmjax": {**own, "sampling": dataclasses.asdict(self.sampling)}}
 
     @property
     def item_shape(self) -> tuple[int, ...] | None:
         """Shape of every output, or None where it depends on the video."""
         size = self.image.output_size()
-        return None if size is None or self.sampling.policy == "fps" else (self.sampling.num_frames, *size, 3)
+        if size is None or self.as_given or self.sampling.policy == "fps":
+            return None
+        return (self.sampling.num_frames, *size, 3)
 
     def __call__(self, source: Any, name: str = "", rng: np.random.Generator | None = None) -> np.ndarray:
         """Reads the chosen frames of a video (see `read_frames`); returns float32 [frames, H, W, 3].
@@ -84,7 +90,8 @@ class VideoProcessor:
             VideoError: see `read_frames`; or frames that differ in size after processing.
             ImageError: a frame that cannot be decoded.
         """
-        choose = lambda count, fps: self.sampling(count, fps, rng)
+        whole = self.as_given and isinstance(source, (list, tuple, np.ndarray))
+        choose = lambda count, fps: np.arange(count) if whole else self.sampling(count, fps, rng)
         chosen = read_frames(source, choose, name, self.image.max_pixels)
         recipe = self._recipe()
         label = label_of(name, "video")
@@ -115,10 +122,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Timesformer": {**_VIDEOMAE, "image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)},
     "LlavaNextVideo": _CLIP,
     "VideoLlava": _CLIP,
+    "LlavaOnevision": {**_CLIP, "size": {"height": 384, "width": 384}, "do_center_crop": False},
 }
+# Those of models that take videos of any number of frames, which are mostly chosen before.
+AS_GIVEN = ("LlavaNextVideo", "VideoLlava", "LlavaOnevision")
 
 
 def _image(values: Mapping[str, Any]) -> ImageProcessor:
     """The steps of a frame, which are CLIP's with other numbers."""
-    own = {key: value for key, value in (values.get("mmjax") or {}).items() if key != "sampling"}
+    own = {key: value for key, value in (values.get("mmjax") or {}).items() if key not in ("sampling", "as_given")}
     return ImageProcessor.from_hf({**values, "image_processor_type": "CLIPImageProcessor", "mmjax": own})

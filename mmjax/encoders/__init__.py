@@ -11,6 +11,7 @@ import operator
 from mmjax.encoders.ast import AST, ASTConfig
 from mmjax.encoders.clap import CLAP, CLAPConfig
 from mmjax.encoders.convnext import ConvNeXt, ConvNeXtConfig
+from mmjax.encoders.dct import DCT, DCTConfig
 from mmjax.encoders.efficientnet import EfficientNet, EfficientNetConfig
 from mmjax.encoders.frames import Frames, FramesConfig
 from mmjax.encoders.imagebind import ImageBindTower, ImageBindTowerConfig
@@ -18,10 +19,13 @@ from mmjax.encoders.mixed import MixedEncoder, MixedEncoderConfig
 from mmjax.encoders.point_cloud import PointCloud, PointCloudConfig
 from mmjax.encoders.qwen2_vision import Qwen2Vision, Qwen2VisionConfig
 from mmjax.encoders.raw_patches import RawPatches, RawPatchesConfig
+from mmjax.encoders.region_items import RegionItems, RegionItemsConfig
 from mmjax.encoders.resnet import ResNet, ResNetConfig
 from mmjax.encoders.sam import SamEncoder, SamEncoderConfig
 from mmjax.encoders.swin import Swin, SwinConfig
+from mmjax.encoders.tile_adapters import TileAdapters, TileAdaptersConfig
 from mmjax.encoders.timesformer import TimeSformer, TimeSformerConfig
+from mmjax.encoders.vector import Vector, VectorConfig
 from mmjax.encoders.video_vit import VideoViT, VideoViTConfig
 from mmjax.encoders.vit import ViT, ViTConfig
 from mmjax.encoders.wav2vec2 import Wav2Vec2, Wav2Vec2Config
@@ -47,5 +51,9 @@ ENCODERS = {
     MixedEncoderConfig: MixedEncoder,
     FramesConfig: Frames,
     RawPatchesConfig: RawPatches,
+    VectorConfig: Vector,
+    DCTConfig: DCT,
+    TileAdaptersConfig: TileAdapters,
+    RegionItemsConfig: RegionItems,
 }
 EncoderConfig = functools.reduce(operator.or_, ENCODERS)

@@ -63,6 +63,8 @@ class ViTConfig:
         feature_strategy: "full"; "patches": without the class token and the registers; "no_first": without
             the first token, whatever it is (what LLaVA's "default" does to a tower without a class token).
         feature_norm: whether the features go through the norm behind the blocks (DINOv2, BLIP-2).
+        extra_layers: which hidden states go to `extra_features` besides, as "layer_{index}" with the index from 0 and
+            the same tokens as the features.
         qkv_bias: whether q, k and v have biases.
         gated: whether the MLPs are gated.
         layer_scale: value at which learned scales on what the blocks add start, or None for no scales.
@@ -104,6 +106,7 @@ class ViTConfig:
     norm: str = "layer"
     qk_norm: bool = False
     packed: bool = False
+    extra_layers: tuple[int, ...] = ()
 
     kind: ClassVar[str] = "vit"
 
@@ -129,11 +132,10 @@ class ViTConfig:
             raise ConfigError("vit.projection_dim needs a pool")
         if not self.feature_layers:
             raise ConfigError("vit.feature_layers must name at least one hidden state")
-        for layer in self.feature_layers:
-            if not -self.num_layers - 1 <= layer <= self.num_layers:
-                raise ConfigError(
-                    f"vit.feature_layers: {layer} is not among the {self.num_layers + 1} hidden states"
-                )
+        for name in ("feature_layers", "extra_layers"):
+            for layer in getattr(self, name):
+                if not -self.num_layers - 1 <= layer <= self.num_layers:
+                    raise ConfigError(f"vit.{name}: {layer} is not among the {self.num_layers + 1} hidden states")
         if self.packed and (self.resize_positions == "none" or self.num_leading):
             raise ConfigError("vit.packed needs resize_positions, no class_token and no registers")
         if self.image_size < self.patch_size:
@@ -406,14 +408,29 @@ class ViT(nn.Module):
                 raise ValueError("packed patches need segment_ids and grid")
             segments = jnp.asarray(media.segment_ids)
             x = self._embed_packed(media.values, segments, jnp.asarray(media.grid))
-            return media.replace(values=self._features(x, item_mask(segments)), stage="encoded")
-        return encode_each(media, lambda images: self._features(self._embed(images, None), None)[:, c.num_dropped :])
+            return self._split(media.replace(values=self._features(x, item_mask(segments)), stage="encoded"))
+        features = lambda images: self._features(self._embed(images, None), None)[:, c.num_dropped :]
+        return self._split(encode_each(media, features))
 
     def _features(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
-        found = self._blocks(x, mask, self.config.feature_layers)
-        if self.config.feature_norm:
-            found = [self.post_norm(x) for x in found]
+        """The features' hidden states side by side, those of the extra layers behind them."""
+        c = self.config
+        found = self._blocks(x, mask, (*c.feature_layers, *c.extra_layers))
+        if c.feature_norm:
+            count = len(c.feature_layers)
+            found[:count] = [self.post_norm(x) for x in found[:count]]
         return jnp.concatenate(found, axis=-1)
+
+    def _split(self, media: Media) -> Media:
+        """Takes the extra layers out of the encoded `values`."""
+        c = self.config
+        if not c.extra_layers:
+            return media
+        cuts = [c.feature_width + c.width * number for number in range(len(c.extra_layers))]
+        features, *extra = jnp.split(media.values, cuts, axis=-1)
+        names = (f"layer_{layer % (c.num_layers + 1)}" for layer in c.extra_layers)
+        found = {**(media.extra_features or {}), **dict(zip(names, extra, strict=True))}
+        return media.replace(values=features, extra_features=found)
 
     def create(self, images: jax.Array) -> dict[str, jax.Array]:
         """Touches every parameter once: what `init` runs. images [B, H, W, 3], or whole grids of packed patches."""

@@ -1,4 +1,12 @@
-"""Modality generators: what an output projector hands over, to media."""
+"""Modality generators: what an output projector hands over, to media.
+
+A config has `condition_width`, the channels of a condition's tokens, `feature_shape`, the shape of what its `create` is
+called with, and `check_encoder(encoder)`, which raises ConfigError where the features of an encoder of the generator's
+own (None: there is none) are not what it reads. What a signal is and how the parts are joined: `mmjax.signals`.
+"""
+
+import functools
+import operator
 
 from mmjax.generators.mask_decoder import MaskDecoder, MaskDecoderConfig
 
@@ -6,3 +14,4 @@ from mmjax.generators.mask_decoder import MaskDecoder, MaskDecoderConfig
 GENERATORS = {
     MaskDecoderConfig: MaskDecoder,
 }
+GeneratorConfig = functools.reduce(operator.or_, GENERATORS)

@@ -84,6 +84,26 @@ class MaskDecoderConfig:
         """Places of a side of a mask."""
         return 4 * self.grid_size
 
+    @property
+    def condition_width(self) -> int:
+        """Channels of prompts from outside."""
+        return self.width
+
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """Shape of one image's map."""
+        return (self.grid_size, self.grid_size, self.width)
+
+    def check_encoder(self, encoder: Any) -> None:
+        """Raises ConfigError unless an image encoder's config gives the map that is read."""
+        wanted = self.image_size, self.grid_size, self.width
+        found = tuple(getattr(encoder, name, None) for name in ("image_size", "grid_size", "feature_width"))
+        if found != wanted:
+            raise ConfigError(
+                f"mask_decoder reads a map of (image_size, grid_size, feature_width) {wanted}; its encoder gives "
+                f"{found}"
+            )
+
 
 class Masks(NamedTuple):
     """M masks of each of R prompts.

@@ -142,7 +142,7 @@ class Attention(nn.Module):
         source: jax.Array | None = None,
         alibi: tuple[np.ndarray, jax.Array] | None = None,
         bias: jax.Array | None = None,
-        prompts: tuple[jax.Array, jax.Array] | None = None,
+        prompts: tuple[jax.Array, ...] | None = None,
     ) -> tuple[jax.Array, LayerCache | None]:
         """x [B, T, D] -> ([B, T, D], the updated cache); mask, alibi and bias as in `attend`.
 
@@ -151,13 +151,17 @@ class Attention(nn.Module):
         [B, T, S].
 
         `prompts` are [B or 1, P, D] and a gate [H] or [1]: what each token reads of them, with a softmax of their own,
-        is added gate times (Zhang et al., 2023, "LLaMA-Adapter").
+        is added gate times (Zhang et al., 2023, "LLaMA-Adapter"). A third item is a mask, bool broadcastable to
+        [B, T, P]: a token that sees none reads nothing.
         """
         q, k, v = self.project(x, rotation, source)
         heads, cache = self.read(q, k, v, mask, cache, cache_index, alibi, bias)
         if prompts is not None:
             read = (jnp.broadcast_to(item, (q.shape[0], *item.shape[1:])) for item in self.keys(prompts[0]))
-            heads = heads + prompts[1][:, None] * attend(q, *read, None, self.scale, self.cap)
+            seen = prompts[2] if len(prompts) > 2 else None
+            more = attend(q, *read, seen, self.scale, self.cap)
+            more = more if seen is None else jnp.where(jnp.any(seen, axis=-1)[..., None, None], more, 0)
+            heads = heads + prompts[1][:, None] * more
         return self.out(heads), cache
 
     def project(

@@ -1,6 +1,7 @@
 """The pre-norm transformer block that encoders and decoders share, its halves in a row or side by side."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -134,9 +135,13 @@ class Block(nn.Module):
         cache_index: jax.Array | int = 0,
         alibi: tuple[np.ndarray, jax.Array] | None = None,
         router_logits: bool = False,
-        prompts: tuple[jax.Array, jax.Array] | None = None,
+        prompts: tuple[jax.Array, ...] | None = None,
+        inside: Mapping[str, Callable[[jax.Array], jax.Array]] | None = None,
     ) -> tuple[jax.Array, Any]:
         """x [B, T, D] -> ([B, T, D], cache); the other arguments as in `Attention`.
+
+        `inside` are functions of a fusion, by their place: "attention" is applied to what attention reads, "between" to
+        x between the halves, "mlp" to what the MLP reads, in the MLP's place.
 
         With `router_logits` (of a block with experts), a pair stands in the cache's place: the cache, and the
         router's logits float32 [B, T, E].
@@ -152,7 +157,11 @@ class Block(nn.Module):
         def norm(name, x):
             return c.norms.module(self.dtype, name)(x)
 
-        before = norm("attn_norm", x)
+        inside = inside or {}
+        as_it_is = lambda x: x  # noqa: E731
+        if "mlp" in inside:
+            feed = lambda x: (inside["mlp"](x), None)  # noqa: E731
+        before = inside.get("attention", as_it_is)(norm("attn_norm", x))
         h, cache = attn(before, mask, rotation, cache, cache_index, alibi=alibi, prompts=prompts)
         if c.post_norms:
             h = norm("attn_post_norm", h)
@@ -160,7 +169,7 @@ class Block(nn.Module):
             fed, logits = feed(before if c.shared_norm else norm("mlp_norm", x))
             x = constrain(x + (h + fed), "batch", "length", "act_embed")
             return x, (cache, logits) if router_logits else cache
-        x = constrain(x + h, "batch", "length", "act_embed")
+        x = inside.get("between", as_it_is)(constrain(x + h, "batch", "length", "act_embed"))
         h, logits = feed(norm("mlp_norm", x))
         if c.post_norms:
             h = norm("mlp_post_norm", h)

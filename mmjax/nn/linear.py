@@ -62,7 +62,8 @@ class Linear(nn.Module):
     """y = x @ kernel + bias, contracting the last `in_dims` axes of x.
 
     The kernel has shape [*in, *features], the bias [*features]. With `lora`, `lora_a` [*in, rank] and
-    `lora_b` [rank, *features] add `(alpha / rank) * x @ a @ b` (Hu et al., 2021); b starts at zero.
+    `lora_b` [rank, *features] add `(alpha / rank) * x @ a @ b` (Hu et al., 2021); b starts at zero. Where leaves
+    `tuned_bias` and `tuned_scale` [*features] are laid beside the kernel, y is scale * (y + bias) (Gao et al., 2023).
 
     Attributes:
         features: output axes, e.g. (heads, head width).
@@ -101,4 +102,7 @@ class Linear(nn.Module):
             y = y + contract(low, b, 1)
         if self.use_bias:
             y = y + weight("bias", nn.initializers.zeros, self.features, axes_out)
+        if self.has_variable("params", "tuned_scale"):
+            bias, scale = (self.get_variable("params", name) for name in ("tuned_bias", "tuned_scale"))
+            y = scale.astype(self.dtype) * (y + bias.astype(self.dtype))
         return y

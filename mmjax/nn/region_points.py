@@ -112,4 +112,9 @@ class PointMerge(nn.Module):
         away = linear("difference", width + 2)(gather_points(x, near) - anchors)
         x = jnp.concatenate([away, jnp.broadcast_to(anchors, away.shape)], axis=-1)
         x = LayerNorm(self.norm_eps, self.dtype, name="norm")(jax.nn.relu(linear("merge", width)(x)))
-        return centers, x.mean(axis=2) if self.pool == "mean" else x.max(axis=2)
+        if self.pool == "mean":
+            return centers, x.mean(axis=2)
+        # The gradient of jnp.max looks for the maximum again by equality, and divides by nothing where a compiler
+        # computed x twice with different roundings.
+        best = jnp.argmax(x, axis=2, keepdims=True)
+        return centers, jnp.take_along_axis(x, best, axis=2)[:, :, 0]

@@ -14,9 +14,12 @@ from mmjax.projectors.mlp import MLPProjector, MLPProjectorConfig
 from mmjax.projectors.perceiver import PerceiverConfig, PerceiverProjector
 from mmjax.projectors.pooled import PooledProjector, PooledProjectorConfig
 from mmjax.projectors.qformer import QFormerConfig, QFormerProjector
+from mmjax.projectors.regions.region_tokens import RegionTokens, RegionTokensConfig
 from mmjax.projectors.resampler import ResamplerConfig, ResamplerProjector
+from mmjax.projectors.similarity import SimilarityConfig, SimilarityProjector
 from mmjax.projectors.spatio_temporal import SpatioTemporalConfig, SpatioTemporalProjector
 from mmjax.projectors.tiles import TilesConfig, TilesProjector
+from mmjax.projectors.video_qformer import VideoQFormerConfig, VideoQFormerProjector
 
 # The one place where a projector's config meets its module.
 PROJECTORS = {
@@ -36,5 +39,8 @@ PROJECTORS = {
     CIFConfig: CIFProjector,
     TilesConfig: TilesProjector,
     SpatioTemporalConfig: SpatioTemporalProjector,
+    VideoQFormerConfig: VideoQFormerProjector,
+    SimilarityConfig: SimilarityProjector,
+    RegionTokensConfig: RegionTokens,
 }
 ProjectorConfig = functools.reduce(operator.or_, PROJECTORS)

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from mmjax.backbones.fusion.visual_expert import expert_of_text
 from mmjax.config import ConfigError
 from mmjax.data.gguf_tokenizer import tokenizer_from_gguf
 from mmjax.data.image import ImageProcessor
@@ -27,8 +28,10 @@ from mmjax.distributed.rules import shardings
 from mmjax.encoders import EncoderConfig
 from mmjax.encoders.dual import DualEncoderConfig
 from mmjax.encoders.frames import FramesConfig
+from mmjax.encoders.tile_adapters import TileAdaptersConfig
 from mmjax.interop import gguf, huggingface
 from mmjax.interop.locate import locate
+from mmjax.interop.segmenter import SegmenterConfig
 from mmjax.model import MultimodalLM, MultimodalLMConfig
 from mmjax.paths import flatten, unflatten
 
@@ -42,10 +45,12 @@ class InitConfig:
         encoders: port -> a directory in transformers' layout (of a vision tower, or of CLIP or SigLIP whole); where
             an encoder takes frames, of the tower of one frame.
             Names on the hub will do as well.
+        generators: port -> a directory in transformers' layout of a generator with its encoder (SAM).
     """
 
     backbone: str | None = None
     encoders: dict[str, str | None] = dataclasses.field(default_factory=dict)
+    generators: dict[str, str | None] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,12 +60,14 @@ class ProcessorConfig:
     Attributes:
         tokenizer: a directory, a .gguf file, "bytes" (one token a byte, then <s> and </s>), or None: that of
             `init.backbone`.
-        placeholders: port -> what the template prints for an item; becomes a control token.
+        placeholders: port -> what the template prints for an item; becomes a control token, unless its port is read
+            inside the backbone without a token of its own.
         images: port -> fields of `mmjax.data.image.ImageProcessor`; or, where they name the class of a processor of
             transformers (image_processor_type, video_processor_type or feature_extractor_type), of its
             preprocessor_config.json. A port without any takes float arrays as they are.
         template: jinja source, or None: the tokenizer's own.
         lengths, items, targets, too_long: see `TokenPlan`.
+        reader: the tokenizer of a Q-Former that reads the instruction, as `tokenizer`; None: there is none.
     """
 
     tokenizer: str | None = None
@@ -71,6 +78,7 @@ class ProcessorConfig:
     items: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     targets: tuple[int, ...] = ()
     too_long: str = "error"
+    reader: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +161,26 @@ def _pretrained(config: TrainConfig) -> dict[str, np.ndarray]:
             raise ConfigError(f"init.encoders: no port {port!r}; the model has {list(config.model.encoders)}")
         if source is not None:
             leaves |= _flat(f"encoders/{port}", _encoder(config, port, source))
+    for port, source in config.init.generators.items():
+        if port not in config.model.generators:
+            raise ConfigError(f"init.generators: no port {port!r}; the model has {list(config.model.generators)}")
+        if source is not None:
+            leaves |= _generator(config, port, source)
     return leaves
+
+
+def _generator(config: TrainConfig, port: str, source: str) -> dict[str, Any]:
+    """The leaves of a generator and of its encoder."""
+    source = str(locate(source))
+    loaded = huggingface.load(source, config.param_dtype, _on_host)
+    if not isinstance(loaded.config, SegmenterConfig):
+        raise ConfigError(f"init.generators.{port}: {source} holds a {type(loaded.config).__name__}, no segmenter")
+    model, found = config.model, loaded.config
+    _check_same(model.generators[port], found.decoder, f"model.generators.{port}", source, ())
+    _check_same(model.generator_encoders[port], found.encoder, f"model.generator_encoders.{port}", source, ())
+    parts = {"generators": "decoder", "generator_encoders": "encoder"}
+    found = [_flat(f"{name}/{port}", loaded.params[part]) for name, part in parts.items()]
+    return {path: leaf for leaves in found for path, leaf in leaves.items()}
 
 
 def _backbone(config: TrainConfig) -> dict[str, Any]:
@@ -165,15 +192,21 @@ def _backbone(config: TrainConfig) -> dict[str, Any]:
         found, params = loaded.config, loaded.params
         if not isinstance(found, MultimodalLMConfig):
             raise ConfigError(f"init.backbone: {source} holds a {type(found).__name__}, no language model")
-    # A longer context, more words and adapters are this config's own affair.
-    _check_same(wanted, found.backbone, "model.backbone", source, ("vocab_size", "max_positions", "lora"))
-    return _grow_vocabulary(params["backbone"], wanted.vocab_size, source)
+    # A longer context, more words, adapters and what reads media inside are this config's own affair.
+    free = ("vocab_size", "max_positions", "lora", "new_tokens", "fusion")
+    _check_same(wanted, found.backbone, "model.backbone", source, free)
+    backbone = _grow_vocabulary(params["backbone"], wanted.vocab_size - getattr(wanted, "new_tokens", 0), source)
+    if getattr(getattr(wanted, "fusion", None), "of_media", False):
+        backbone = {**backbone, "fusion": expert_of_text(backbone)}
+    return backbone
 
 
 def _encoder(config: TrainConfig, port: str, source: str) -> dict[str, Any]:
     source, wanted = str(locate(source)), config.model.encoders[port]
     if isinstance(wanted, FramesConfig):
         return {"frame": _tower(config, port, source, wanted.encoder)}
+    if isinstance(wanted, TileAdaptersConfig):
+        return {"tower": _tower(config, port, source, wanted.encoder)}
     return _tower(config, port, source, wanted)
 
 
@@ -187,7 +220,7 @@ def _tower(config: TrainConfig, port: str, source: str, wanted: EncoderConfig) -
     if type(found) is not type(wanted):
         raise ConfigError(f"init.encoders.{port}: {source} holds a {type(found).__name__}, no {wanted.kind}")
     # Which features are taken is this config's choice; so is leaving out the map into the shared space.
-    free = ("feature_layers", "feature_strategy", "projection_dim")
+    free = ("feature_layers", "feature_strategy", "extra_layers", "feature_stages", "projection_dim")
     _check_same(wanted, found, f"model.encoders.{port}", source, free)
     if getattr(wanted, "projection_dim", None) is None:
         params = {name: leaf for name, leaf in params.items() if name != "projection"}
@@ -232,17 +265,22 @@ def make_processor(config: TrainConfig) -> Processor:
     """
     spec, model = config.processor, config.model
     tokenizer = _tokenizer(spec.tokenizer or config.init.backbone)
-    tokenizer = tokenizer.with_tokens(spec.placeholders.values())
+    marks = {port: text for port, text in spec.placeholders.items() if port not in model.unmarked}
+    tokenizer = tokenizer.with_tokens(marks.values())
     if tokenizer.vocab_size > model.backbone.vocab_size:
         raise ConfigError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, model.backbone.vocab_size is "
             f"{model.backbone.vocab_size}"
         )
-    for port, printed in spec.placeholders.items():
-        id_there, id_here = tokenizer.token_id(printed), model.media_tokens.get(port)
-        if id_there != id_here:
+    for port, printed in marks.items():
+        field, ids = "media_tokens", model.media_tokens
+        if port in model.generators:
+            # What a template prints for a signal of several tokens is the first of them.
+            field, ids = "signal_tokens", {name: signal[0] for name, signal in model.signal_tokens.items()}
+        if tokenizer.token_id(printed) != ids.get(port):
             raise ConfigError(
-                f"model.media_tokens.{port} is {id_here}, but the tokenizer's id of {printed!r} is {id_there}"
+                f"model.{field}.{port} is {ids.get(port)}, but the tokenizer's id of {printed!r} is "
+                f"{tokenizer.token_id(printed)}"
             )
     try:
         images = {port: _recipe(port, fields) for port, fields in spec.images.items()}
@@ -259,6 +297,7 @@ def make_processor(config: TrainConfig) -> Processor:
         items=spec.items,
         targets=spec.targets,
         too_long=spec.too_long,
+        reader=None if spec.reader is None else _tokenizer(spec.reader),
         **model.plan_options,
     )
 

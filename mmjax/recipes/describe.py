@@ -58,16 +58,24 @@ def describe_model(config: MultimodalLMConfig) -> dict[str, Any]:
     examples = {port: _example(config, port) for port in config.encoders}
     counts["items"] = {port: words for port, (words, *_) in examples.items()}
     counts["tokens"] = {port: tokens for port, (_, tokens, _) in examples.items()}
+    media = {port: item for port, (*_, item) in examples.items()}
+
+    def forward(*ports: str) -> float:
+        return traced_flops(model.encode_media, shapes, {port: media[port] for port in ports})
+
+    # A region is read from the features of its image.
     counts["item_flops"] = {
-        port: traced_flops(lambda p, item, port=port: model.encode_media(p, {port: item}), shapes, media)
-        for port, (*_, media) in examples.items()
+        port: forward(config.regions[port], port) - forward(config.regions[port])
+        if port in config.regions
+        else forward(port)
+        for port in examples
     }
     return counts | _token_flops(model, shapes)
 
 
 def _example(config: MultimodalLMConfig, port: str) -> tuple[str, int, Media]:
     """An item in words, its LLM tokens, and what its encoder takes of it, as shapes."""
-    encoder, projector = config.encoders[port], config.projectors[port]
+    encoder, projector = config.encoders[port], config.projectors.get(port)
     packed, entries, grid, size = getattr(encoder, "packed", False), 1, None, None
     words = " x ".join(map(str, encoder.item_shape))
     if isinstance(projector, TilesConfig):
@@ -78,6 +86,8 @@ def _example(config: MultimodalLMConfig, port: str) -> tuple[str, int, Media]:
         else:
             entries = 8
             grid, words = (entries, 1, 1), f"video of {entries} frames"
+    elif port in config.regions:
+        words = "box" if encoder.mask_size is None else f"mask of {words} pixels"
     elif packed:
         grid = (1, 32, 32)
         words = "image of 32 x 32 patches"

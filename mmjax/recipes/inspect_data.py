@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from mmjax.data.answers import join_answer
 from mmjax.data.collate import collate
 from mmjax.data.conversation import parse_record
 from mmjax.data.processor import Processor
@@ -30,13 +31,14 @@ def inspect_record(source: Source, index: int, processor: Processor, image_root:
 def describe_sample(sample: Sample, processor: Processor) -> str:
     """Length, bucket, media and loss of a sample, then every span of it."""
     bucket = processor.plan.bucket([sample])
-    text = collate([sample], processor.plan, bucket=bucket).text
+    collate([sample], processor.plan, bucket=bucket)  # which raises what training would
+    sample = join_answer(sample)
     media_tokens = int(np.count_nonzero(sample.media_index >= 0))
     lines = [
         sample.name,
         f"  {len(sample)} tokens: {len(sample) - media_tokens} of text, {media_tokens} of media; "
         f"{sample.num_targets} are targets of the loss",
-        f"  bucket: {bucket.length} tokens, {text.loss_positions.shape[1]} targets"
+        f"  bucket: {bucket.length} tokens, {bucket.targets} targets"
         + "".join(f", {count} {port}(s)" for port, count in bucket.items),
     ]
     for port, counts in sample.item_tokens.items():

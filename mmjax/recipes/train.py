@@ -20,7 +20,7 @@ from mmjax.api import Model, from_pretrained
 from mmjax.config import ConfigError, from_dict
 from mmjax.configuration import save_resolved, to_plain
 from mmjax.data.collate import collate
-from mmjax.data.conversation import Conversation, MediaPart, TextPart, parse_record
+from mmjax.data.conversation import REGIONS, Conversation, MediaPart, TextPart, parse_record
 from mmjax.data.pipeline import Pipeline, make_pipeline
 from mmjax.data.processor import Processor
 from mmjax.data.samples import Sample
@@ -33,6 +33,7 @@ from mmjax.model import MultimodalLM
 from mmjax.recipes.assemble import TrainConfig, assemble
 from mmjax.train.loop import run_stages
 from mmjax.train.panels import PanelSample
+from mmjax.train.signal_loss import loss_of
 from mmjax.train.stage import StageConfig
 
 PANEL_SAMPLES = 8
@@ -131,7 +132,8 @@ def train_from_config(config: ConfigDict | Mapping[str, Any], workdir: str | os.
         panel = None
         if stage.panel_every and jax.process_count() == 1:
             panel = make_panel(model, processor, data[stage.name])
-        params = run_stages(model, params, [stage], pipeline, workdir, mesh=mesh, panel=panel)
+        loss = loss_of(model, stage.loss_weights)
+        params = run_stages(model, params, [stage], pipeline, workdir, mesh=mesh, panel=panel, loss=loss)
     trained = Model(model.config, params, processor, parsed.dtype, **kept)
     trained.save_pretrained(workdir / "model", format="mmjax")
     if is_main():
@@ -257,6 +259,6 @@ def _words(conversation: Conversation) -> str:
 def _first_image(conversation: Conversation, processor: Processor) -> np.ndarray | None:
     for message in conversation.messages:
         for part in message.parts:
-            if isinstance(part, MediaPart) and part.port in processor.images:
+            if isinstance(part, MediaPart) and part.port in processor.images and part.port not in REGIONS:
                 return np.asarray(processor.images[part.port].open(part.source))
     return None

@@ -16,11 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmjax.backbones.encoder_decoder import EncoderDecoderConfig
 from mmjax.backbones.fusion.adapter_prompts import AdapterPromptsConfig
-from mmjax.backbones.fusion.visual_expert import VisualExpertConfig
+from mmjax.backbones.fusion.adapter_prompts_v2 import AdapterPromptsV2Config
+from mmjax.backbones.fusion.gated_cross_attention import GatedCrossAttentionConfig
+from mmjax.backbones.fusion.high_resolution import HighResolutionConfig
+from mmjax.backbones.fusion.modality_experts import ModalityExpertsConfig
 from mmjax.data.contracts import Batch, Media, TextStream
 from mmjax.paths import flatten
 from mmjax.train.losses import target_weights
+from mmjax.train.two_sided_flops import TwoSidedFlops
 
 # Dense bfloat16 FLOP/s of one chip from the makers' data sheets; the first name that the device kind holds.
 PEAKS = (
@@ -40,7 +45,7 @@ class StepFlops:
     """FLOPs of one training step of a model with a given set of trained paths.
 
     Args:
-        model: a MultimodalLM with a decoder backbone.
+        model: a MultimodalLM.
         trained: the trained paths.
     """
 
@@ -50,6 +55,10 @@ class StepFlops:
         self._leaves = flatten(self._shapes)
         self._forward: dict[Any, tuple[float, float]] = {}
         config = model.config.backbone
+        self._two_sided = None
+        if isinstance(config, EncoderDecoderConfig):
+            self._two_sided = TwoSidedFlops(config, self._leaves, self._trained)
+            return
         # A gradient passes through the blocks as soon as anything in or before them is trained.
         inputs = ("backbone/embed/", "backbone/embed_new/", "backbone/positions/", "backbone/embed_norm/")
         before = ("projectors/", "encoders/", *inputs, "backbone/blocks/", "backbone/fusion/")
@@ -73,20 +82,34 @@ class StepFlops:
         """What stands inside the backbone beside its blocks: of a token, of a media token, of a pair of them."""
         fusion = getattr(self._model.config.backbone, "fusion", None)
         self.read_layers, self.per_read, expert = 0, 0.0, 0.0
+        self.per_read_pair, of_text = self.per_pair, self.per_token
+        if isinstance(fusion, HighResolutionConfig):
+            self.per_read_pair = 4 * fusion.num_heads * fusion.head_dim * self._factor(passes, passes)
+        if isinstance(fusion, GatedCrossAttentionConfig):
+            heads, _, width = fusion.heads(self._model.config.backbone.block)
+            self.per_read_pair = 4 * heads * width * self._factor(passes, passes)
         for path, leaf in self._leaves.items():
             if not path.startswith("backbone/fusion/") or not path.endswith("/kernel"):
                 continue
             flops = 2 * math.prod(leaf.shape) * self._factor(path in self._trained, passes)
-            if isinstance(fusion, VisualExpertConfig):
+            if getattr(fusion, "of_media", False) and "/cross/" not in path:
                 expert += flops
             elif "/attn/k/" in path or "/attn/v/" in path:
                 self.read_layers, self.per_read = leaf.shape[0], self.per_read + flops
             else:
                 self.per_token += flops
         # A media token goes through the expert in place of the text's maps.
-        self.per_media = expert - self.per_token if expert else 0.0
-        if isinstance(fusion, AdapterPromptsConfig):
+        self.per_media = expert - of_text if expert else 0.0
+        if isinstance(fusion, AdapterPromptsConfig | AdapterPromptsV2Config):
             self.per_token += fusion.layers * fusion.num_prompts * self.per_pair
+            self.read_layers = getattr(fusion, "media_layers", 0)
+        if isinstance(fusion, ModalityExpertsConfig):
+            # A token's experts are as many MLPs in place of one, each with its low-rank paths.
+            for path, leaf in self._leaves.items():
+                times = fusion.top_k - 1 if path.startswith("backbone/blocks/mlp/") and path.endswith("/kernel") else 0
+                if path.startswith("backbone/fusion/") and "/lora_" in path:
+                    times = fusion.top_k / fusion.num_experts
+                self.per_token += 2 * times * math.prod(leaf.shape) * self._factor(path in self._trained, passes)
 
     def _inside(self, text: TextStream, batch: Batch) -> float:
         """FLOPs of reading media inside the backbone: their keys and values, and the pairs that attend."""
@@ -102,7 +125,7 @@ class StepFlops:
             seen = valid[:, :, None] & owned[:, None]
             if text.media_attention is not None:
                 seen &= np.asarray(text.media_attention)[:, :, start : start + real.shape[1]]
-            total += self.read_layers * self.per_pair * each * int(seen.sum())
+            total += self.read_layers * self.per_read_pair * each * int(seen.sum())
             start += real.shape[1]
         return total
 
@@ -112,8 +135,8 @@ class StepFlops:
 
     def of(self, batch: Batch, causal: bool = True) -> float:
         """FLOPs of one step on `batch` (host arrays); with `causal` False, attention as the full square."""
-        total = 0.0
-        for text in batch.texts.values():
+        total = 0.0 if self._two_sided is None else self._two_sided.of(batch, causal)
+        for text in batch.texts.values() if self._two_sided is None else ():
             total += self.per_token * tokens_of(text) + self._inside(text, batch)
             if self.per_media and text.media_index is not None:
                 total += self.per_media * int(np.count_nonzero(np.asarray(text.media_index) >= 0))
@@ -122,15 +145,19 @@ class StepFlops:
                     total += layers * self.per_pair * attended_pairs(text, causal, window)
             total += self.per_target * int(np.count_nonzero(np.asarray(target_weights(text))))
         for port, media in batch.media.items():
-            total += self._media(port, media)
+            total += self._media(port, media, batch)
         return total
 
-    def _media(self, port: str, media: Media) -> float:
+    def _media(self, port: str, media: Media, batch: Batch) -> float:
         if media.stage == "projected":
             return 0.0
         key = (port, media.stage, np.shape(media.values))
         if key not in self._forward:
-            self._forward[key] = self._media_forward(port, media)
+            image = self._model.config.regions.get(port)
+            if image is None:
+                self._forward[key] = self._media_forward(port, media)
+            else:
+                self._forward[key] = self._region_forward(image, port, batch)
         encode, project = self._forward[key]
         encoder_trained = self._share(f"encoders/{port}/")
         projector_trained = self._share(f"projectors/{port}/")
@@ -154,6 +181,14 @@ class StepFlops:
             lambda p, item: self._model.encode_media(p, {port: item}), self._shapes, encoded
         )
         return encode, project
+
+    def _region_forward(self, image: str, port: str, batch: Batch) -> tuple[float, float]:
+        """The same of regions, which are read from the features of their images: theirs are not counted again."""
+        media = {name: batch.media[name] for name in (image, port)}
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), media)
+        alone = {image: shapes[image]}
+        encode = self._model.encode_media
+        return 0.0, traced_flops(encode, self._shapes, shapes) - traced_flops(encode, self._shapes, alone)
 
     def _share(self, prefix: str) -> float:
         """The trained share of the parameters under a prefix."""

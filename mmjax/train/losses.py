@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.data.contracts import Batch, TextStream
+from mmjax.nn.moe import load_balancing_loss, router_load
 
 
 def target_weights(text: TextStream) -> jax.Array:
@@ -31,7 +32,12 @@ def target_weights(text: TextStream) -> jax.Array:
 
 
 def next_token_loss(
-    model: Any, params: Any, batch: Batch, rng: jax.Array | None = None, stream: str | None = None
+    model: Any,
+    params: Any,
+    batch: Batch,
+    rng: jax.Array | None = None,
+    stream: str | None = None,
+    router_weight: float | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Weighted sum of -log p(token t | what stands before t), in float32.
 
@@ -44,14 +50,55 @@ def next_token_loss(
         batch: what flows in; `batch.texts[stream]` is the stream that is predicted.
         rng: for whatever the model draws, or None.
         stream: name of the stream; "decoder" where the batch has one, else "text".
+        router_weight: see `StageConfig`.
 
     Returns:
         The sum (float32 scalar), and scalars "weight" (divide by it), "correct" (weight of the targets that
-        greedy decoding gets right) and "targets" (how many have a weight).
+        greedy decoding gets right) and "targets" (how many have a weight). With `router_weight`, "router_loss" and
+        "router_load", see `router_terms`, times the weight, and router_weight times the first is in the sum: divided
+        by the weight, the loss is that of Mixtral in transformers.
+
+    Raises:
+        ConfigError: router_weight for a model without experts.
     """
     media = model.encode_media(params, batch.media, rng)
-    hidden = model.forward(params, batch.texts, media, batch.media_owner)
+    routers = None
+    if router_weight is None:
+        hidden = model.forward(params, batch.texts, media, batch.media_owner)
+    else:
+        hidden, routers = model.forward(params, batch.texts, media, batch.media_owner, router_logits=True)
     text = batch.texts[stream or ("decoder" if "decoder" in batch.texts else "text")]
+    total, aux = text_loss(model, params, text, hidden)
+    if routers is not None:
+        terms = router_terms(routers, model.config.backbone.moe.top_k, jnp.asarray(text.segment_ids) > 0)
+        aux |= {name: term * aux["weight"] for name, term in terms.items()}
+        total += router_weight * aux["router_loss"]
+    return total, aux
+
+
+def router_terms(logits: jax.Array, top_k: int, mask: jax.Array) -> dict[str, jax.Array]:
+    """How alike a batch uses the experts.
+
+    Args:
+        logits: float32 [L, B, T, E], of the routers of all layers.
+        top_k: how many experts a token goes to.
+        mask: bool [B, T], which tokens are no padding.
+
+    Returns:
+        float32 scalars: "router_loss", see `load_balancing_loss`, and "router_load", tokens of a layer's busiest
+        expert over those of its average one, the mean of all layers: 1 where experts are used alike.
+    """
+    load = jax.vmap(lambda layer: router_load(layer, top_k, mask))(logits)
+    return {
+        "router_loss": load_balancing_loss(logits, top_k, mask),
+        "router_load": jnp.mean(load.max(axis=-1)) * logits.shape[-1] / top_k,
+    }
+
+
+def text_loss(
+    model: Any, params: Any, text: TextStream, hidden: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The sum and the scalars of `next_token_loss`, of hidden states [B, T, D] that are there already."""
     tokens, weights = jnp.asarray(text.tokens), target_weights(text)
     if text.loss_positions is None:
         hidden, targets, weights = hidden[:, :-1], tokens[:, 1:], weights[:, 1:]

@@ -138,6 +138,7 @@ def status(values: Mapping[str, float]) -> str:
         "loss": lambda v: f"loss {v:.4f}",
         "accuracy": lambda v: f"acc {v:.3f}",
         "grad_norm": lambda v: f"grad {v:.3g}",
+        "router_load": lambda v: f"load {v:.2f}",
         "lr": lambda v: f"lr {v:.2e}",
         "tokens_per_s": lambda v: f"{v:,.0f} tok/s",
         "mfu": lambda v: f"MFU {v:.1%}",

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mmjax.config import ConfigError, check_choice, nearest
+from mmjax.config import ConfigError, check_choice, from_dict, nearest, to_dict
 from mmjax.nn.lora import LoRAConfig, add_lora
 from mmjax.paths import flatten
 
@@ -50,6 +50,12 @@ class StageConfig:
         keep: how many checkpoints stay on disk.
         skip_nonfinite: whether a step with a non-finite loss or gradient is left out and counted; else it
             is an error.
+        router_weight: of a model with experts, what the balancing loss of its routers is multiplied by before it is
+            added to the loss, see `mmjax.nn.moe`; 0 only watches them, None does not.
+        fusion: options of what reads media inside the backbone that hold in this stage alone, such as
+            {"routing": "modality"}; none that parameters hang on.
+        loss_weights: of the losses of a model with generators, see `mmjax.train.signal_loss.SignalLoss`; those that
+            are not here have their own.
     """
 
     name: str
@@ -75,6 +81,9 @@ class StageConfig:
     panel_every: int = 0
     keep: int = 2
     skip_nonfinite: bool = True
+    router_weight: float | None = None
+    fusion: dict[str, Any] = dataclasses.field(default_factory=dict)
+    loss_weights: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         where = f"stage {self.name!r}"
@@ -99,6 +108,8 @@ class StageConfig:
                 raise ConfigError(f"{where}.{key} must be positive and finite, got {getattr(self, key)}")
         if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
             raise ConfigError(f"{where}.clip_norm must be positive, or null for none; got {self.clip_norm}")
+        if self.router_weight is not None and not 0 <= self.router_weight < math.inf:
+            raise ConfigError(f"{where}.router_weight must not be negative, or null; got {self.router_weight}")
         if self.warmup_steps > self.steps:
             raise ConfigError(f"{where}.warmup_steps {self.warmup_steps} is more than its {self.steps} steps")
         if self.batch_size % self.accumulate:
@@ -178,11 +189,22 @@ def split(params: Any, stage: StageConfig) -> tuple[dict[str, Any], dict[str, An
 
 
 def adapt(model: Any, params: Any, stage: StageConfig) -> tuple[Any, Any]:
-    """(model, params) with the stage's low-rank adapters, or as they are if it has none.
+    """(model, params) with the stage's own options of fusion and its low-rank adapters, or as they are without.
 
     Raises:
-        ConfigError: the model has adapters already.
+        ConfigError: the model has adapters already, or no such option.
     """
+    if stage.fusion:
+        backbone = model.config.backbone
+        fusion = getattr(backbone, "fusion", None)
+        if fusion is None:
+            raise ConfigError(f"stage {stage.name!r}.fusion: the backbone has no fusion")
+        changed = from_dict(type(fusion), {**to_dict(fusion), **stage.fusion}, f"stage {stage.name!r}.fusion")
+        config = dataclasses.replace(model.config, backbone=dataclasses.replace(backbone, fusion=changed))
+        other = dataclasses.replace(model, config=config)
+        if flatten(other.param_shapes()) != flatten(model.param_shapes()):
+            raise ConfigError(f"stage {stage.name!r}.fusion {stage.fusion}: parameters hang on it")
+        model = other
     if stage.lora is None:
         return model, params
     config = model.config

@@ -23,7 +23,9 @@ from mmjax.paths import unflatten
 from mmjax.train.losses import next_token_loss
 from mmjax.train.stage import StageConfig
 
-Loss = Callable[[Any, Any, Batch, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+Loss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+# Entries of a loss's aux that the step divides by the weight, and what they are called then.
+MEANS = {"correct": "accuracy", **{name: name for name in ("router_loss", "router_load", "bce", "dice")}}
 
 
 @jax.tree_util.register_dataclass
@@ -85,8 +87,7 @@ class TrainStep:
     """`step(state, frozen, batch) -> (state, metrics)`; `state` is donated: its buffers are gone afterwards.
 
     metrics are float32 scalars on the device: "loss" (sum / weight), "grad_norm" (before clipping), "finite"
-    (0 where the step was left out), each entry of the loss's aux summed, and "accuracy" where it counts
-    "correct".
+    (0 where the step was left out), each entry of the loss's aux summed, those of MEANS divided by the weight.
     """
 
     def __init__(self, function: Callable, mesh: Mesh, shardings: TrainState):
@@ -126,9 +127,12 @@ def make_train_step(
         optimizer: from `make_optimizer`.
         mesh: from `make_mesh`; of one device for one device.
         shardings: from `state_shardings`.
-        loss: (model, params, batch, rng) -> (sum, aux of sums with "weight").
+        loss: (model, params, batch, rng) -> (sum, aux of sums with "weight"); with a keyword `router_weight` where
+            the stage has one.
     """
     shards = batch_shards(mesh)
+    if stage.router_weight is not None:
+        loss = functools.partial(loss, router_weight=stage.router_weight)
 
     def objective(trainable, frozen, batch, rng):
         return loss(model, unflatten(trainable, frozen), batch, rng)
@@ -169,8 +173,8 @@ def make_train_step(
         )
         skipped = state.skipped + jnp.where(keep, 0, 1).astype(jnp.int32)
         metrics = {"loss": value, "grad_norm": norm, "finite": finite, **aux}
-        if "correct" in aux:
-            metrics["accuracy"] = metrics.pop("correct") * scale
+        for name in MEANS.keys() & aux.keys():
+            metrics[MEANS[name]] = metrics.pop(name) * scale
         metrics = {name: jnp.asarray(item, jnp.float32) for name, item in metrics.items()}
         return TrainState(trainable, opt_state, state.step + 1, skipped), metrics
 

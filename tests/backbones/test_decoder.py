@@ -40,6 +40,7 @@ def init(config):
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 31, (2, 9)))
 
 
+@pytest.mark.slow
 def test_windowed_and_other_layers_in_both_forms_of_blocks():
     params = init(MIXED)
     scanned = run(MIXED, params, TOKENS)
@@ -53,6 +54,7 @@ def test_windowed_and_other_layers_in_both_forms_of_blocks():
     np.testing.assert_allclose(run(wide, params, TOKENS), run(none, params, TOKENS), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_pass_through_scanned_kinds_of_layers_with_any_remat():
     params = init(MIXED)
 
@@ -72,6 +74,7 @@ def test_layer_kinds_follow_the_pattern():
     assert windowed(mask, 2).sum() == 7
 
 
+@pytest.mark.slow
 def test_adapters_on_a_plain_mlp():
     lora = LoRAConfig(rank=2, alpha=4.0, targets=("q", "up", "down"))
     config = dataclasses.replace(PLAIN, gated=False, norm="layer", position="learned", parallel=True, shared_norm=True)

@@ -56,6 +56,7 @@ def logits(model, params, queries, answers):
     )
 
 
+@pytest.mark.slow
 def test_both_forms_of_blocks_and_both_kinds_of_memory_agree(built):
     model, params = built
     answers, query = stream(ANSWERS), stream(QUERIES)
@@ -75,6 +76,7 @@ def test_both_forms_of_blocks_and_both_kinds_of_memory_agree(built):
     np.testing.assert_allclose(with_keys(unstack(params)), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_cache_gives_what_whole_answers_give(built):
     model, params = built
     query, answers = stream(QUERIES), stream(ANSWERS)
@@ -140,6 +142,7 @@ def test_later_answers_are_not_seen_and_all_of_the_query_is(built):
     np.testing.assert_array_equal(other[1:], expected[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "built", ["relative, pre-norm", pytest.param("learned, post-norm", marks=pytest.mark.slow)], indirect=True
 )
@@ -167,6 +170,7 @@ def test_remat_and_a_mesh_change_no_number_and_no_gradient(built):
         same(value_and_grad(model)(placed, put_batch(batch, mesh)), expected)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_to_float32(built):
     model, params = built
     query, answers = stream(QUERIES), stream(ANSWERS)

@@ -20,6 +20,7 @@ from mmjax.encoders.mixed import MixedEncoderConfig
 from mmjax.encoders.point_cloud import PointCloudConfig
 from mmjax.encoders.qwen2_vision import Qwen2VisionConfig
 from mmjax.encoders.raw_patches import RawPatchesConfig
+from mmjax.encoders.region_items import RegionItemsConfig
 from mmjax.encoders.resnet import ResNetConfig
 from mmjax.encoders.sam import SamEncoderConfig
 from mmjax.encoders.swin import SwinConfig
@@ -170,4 +171,5 @@ def first_and_last(name):
 
 
 def test_every_encoder_is_here():
-    assert {type(config) for config in CONFIGS.values()} == set(ENCODERS)
+    # Regions are no images: test_model_regions.py.
+    assert {type(config) for config in CONFIGS.values()} | {RegionItemsConfig} == set(ENCODERS)

@@ -24,6 +24,7 @@ from mmjax.projectors.mlp import MLPProjectorConfig
 from mmjax.projectors.perceiver import PerceiverConfig
 from mmjax.projectors.pooled import PooledProjectorConfig
 from mmjax.projectors.qformer import QFormerConfig
+from mmjax.projectors.regions.region_tokens import RegionTokensConfig
 from mmjax.projectors.resampler import ResamplerConfig
 from mmjax.projectors.spatio_temporal import SpatioTemporalConfig
 from mmjax.projectors.tiles import TilesConfig
@@ -70,7 +71,9 @@ CONFIGS = {
 
 def test_every_projector_is_here():
     # Of tiles, the LLM gets what the host arranges: test_tiles.py; some tokens are wider than it: test_deep_merge.py.
-    assert {type(config) for config in CONFIGS.values()} | {TilesConfig, DeepMergeConfig} == set(PROJECTORS)
+    # Regions are read from their images' maps: test_model_regions.py.
+    elsewhere = {TilesConfig, DeepMergeConfig, RegionTokensConfig}
+    assert {type(config) for config in CONFIGS.values()} | elsewhere == set(PROJECTORS)
     kinds = [config.kind for config in PROJECTORS]
     assert len(set(kinds)) == len(kinds)
 

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from mmjax.backbones.fusion.visual_expert import VisualExpertConfig
 from mmjax.config import ConfigError, from_dict
 from mmjax.configuration import load_config, to_plain
 from mmjax.distributed.mesh import MeshConfig, make_mesh
@@ -67,6 +68,19 @@ def test_parts_come_from_their_checkpoints_and_the_rest_is_fresh(config, mesh, p
     whole = flatten(fresh(model, config.seed))
     for path in ("projectors/image/fc1/kernel", "projectors/image/fc2/bias"):
         np.testing.assert_allclose(found[path], whole[path], atol=1e-6)
+
+
+def test_an_expert_starts_as_a_copy_of_the_text_and_new_rows_are_fresh(config, mesh, parts):
+    folder, text, _ = parts
+    init = InitConfig(str(folder / "text"), {"image": str(folder / "vision")})
+    wanted = changed(config, {"fusion": VisualExpertConfig(), "new_tokens": 11})
+    _, params, _ = assemble(dataclasses.replace(wanted, init=init), mesh)
+    found = flatten(params["backbone"])
+    for path, leaf in flatten(text["backbone"]).items():
+        np.testing.assert_array_equal(found[path], leaf, err_msg=path)
+        if path.startswith(("blocks/attn/", "blocks/mlp/")):
+            np.testing.assert_array_equal(found[f"fusion/{path}"], leaf, err_msg=path)
+    assert found["embed_new/embedding"].shape == (11, 64) and found["lm_head_new/kernel"].shape == (64, 11)
 
 
 def test_frames_take_the_weights_of_an_image_tower(config, mesh, parts):

@@ -11,6 +11,7 @@ import pytest
 from mmjax.backbones.decoder import DecoderConfig
 from mmjax.backbones.fusion.adapter_prompts import AdapterPromptsConfig
 from mmjax.backbones.fusion.gated_cross_attention import GatedCrossAttentionConfig
+from mmjax.backbones.fusion.modality_experts import ModalityExpertsConfig
 from mmjax.backbones.fusion.visual_expert import VisualExpertConfig
 from mmjax.data.contracts import Batch, Media, TextStream
 from mmjax.encoders.vit import ViTConfig
@@ -196,6 +197,12 @@ def test_fusion_inside_the_backbone_by_hand():
 
     tokens, prompts = 12, AdapterPromptsConfig(num_prompts=5, layers=2)
     assert extra(with_fusion(prompts), make_batch("projected")) == 3 * 5 * 2 * 4 * H * C * tokens
+    # Two experts of three: the frozen MLP once more, two thirds of the low-rank paths, the router.
+    mixed = with_fusion(ModalityExpertsConfig(3, 2, 1.0, top_k=2))
+    layers = mixed.config.backbone.num_layers
+    low = 3 * (D + F) * 2
+    wanted = 2 * 2 * 3 * D * F + 3 * 2 * (2 * low + 3 * D)
+    assert extra(mixed, make_batch("projected")) == pytest.approx(wanted * layers * tokens)
     # Tokens of media go through trained maps instead of frozen ones.
     batch = make_batch("projected")
     index = np.full((2, 7), -1, np.int32)

@@ -101,7 +101,7 @@ def test_training_with_it_evens_the_load(batch):
     assert watched[0]["router_load"] == balanced[0]["router_load"] > 3
     assert balanced[0]["loss"] == pytest.approx(watched[0]["loss"] + balanced[0]["router_loss"], rel=1e-5)
     assert balanced[-1]["router_load"] < 2 < watched[-1]["router_load"]
-    assert balanced[-1]["router_loss"] < 1.3 < watched[-1]["router_loss"]
+    assert balanced[-1]["router_loss"] < min(balanced[0]["router_loss"], watched[-1]["router_loss"])
     assert "load 3." in status(watched[0])
 
 

@@ -23,26 +23,29 @@ GATES = ("scalar", "vector")
 
 @dataclasses.dataclass(frozen=True)
 class GatedCrossAttentionConfig:
-    """What the layers have of their own; heads, norms and MLP are those of the blocks, without biases.
+    """What the layers have of their own; norms and MLP are those of the blocks, without biases.
 
     Attributes:
         media_width: channels of a media token.
         every: a layer stands before the first of every `every` blocks.
         qk_norm: whether every head of queries and keys is normalised.
         gate: whether a gate is one number ("scalar") or one a channel ("vector").
+        num_heads, head_dim: H and C; None for those of the blocks, with their key/value heads.
     """
 
     media_width: int
     every: int = 1
     qk_norm: bool = False
     gate: str = "scalar"
+    num_heads: int | None = None
+    head_dim: int | None = None
 
     kind: ClassVar[str] = "gated_cross_attention"
 
     def __post_init__(self):
         check_choice("fusion.gate", self.gate, GATES)
-        for name in ("media_width", "every"):
-            if getattr(self, name) < 1:
+        for name in ("media_width", "every", "num_heads", "head_dim"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"fusion.{name} must be at least 1, got {getattr(self, name)}")
 
     def check(self, block: BlockConfig, num_layers: int) -> None:
@@ -53,6 +56,11 @@ class GatedCrossAttentionConfig:
     def memory_width(self, block: BlockConfig) -> int:
         """Channels of what the layers read."""
         return self.media_width
+
+    def heads(self, block: BlockConfig) -> tuple[int, int, int]:
+        """H, K and C of the layers."""
+        grouped = self.num_heads or block.num_heads, self.num_heads or block.num_kv_heads
+        return *grouped, self.head_dim or block.head_dim
 
 
 class GatedCrossBlock(nn.Module):
@@ -69,9 +77,7 @@ class GatedCrossBlock(nn.Module):
         c, norms = self.block, self.block.norms
         self.attn = Attention(
             c.width,
-            c.num_heads,
-            c.num_kv_heads,
-            c.head_dim,
+            *self.config.heads(c),
             dtype=self.dtype,
             qk_norm=norms if self.config.qk_norm else None,
             scale=c.attention_scale,

@@ -23,6 +23,8 @@ class VisualExpertConfig:
     """Its sizes are those of the text's maps; there is nothing to choose."""
 
     kind: ClassVar[str] = "visual_expert"
+    # Media tokens that stand in the text are treated otherwise than text.
+    of_media: ClassVar[bool] = True
 
     def check(self, block: BlockConfig, num_layers: int) -> None:
         """Raises ConfigError for blocks in which it is not defined."""
@@ -71,20 +73,32 @@ class VisualExpertBlock(nn.Module):
         alibi: Any = None,
         router_logits: bool = False,
         is_media: jax.Array | None = None,
+        between: Callable[[jax.Array], jax.Array] | None = None,
     ) -> tuple[jax.Array, LayerCache | None]:
-        """x [B, T, D] -> ([B, T, D], cache); is_media bool [B, T], the other arguments as in `Block`."""
+        """x [B, T, D] -> ([B, T, D], cache).
+
+        `is_media` is bool [B, T], None where all is text; `between` is applied to x between the halves; the other
+        arguments are as in `Block`.
+        """
         if self.is_initializing():
             is_media = jnp.zeros(x.shape[:2], bool)
 
-        def pick(text, media):
-            return jnp.where(is_media.reshape(*is_media.shape, *[1] * (text.ndim - 2)), media, text)
+        def each(maps, experts, call):
+            text = call(maps)
+            if is_media is None:
+                return text
+            pick = lambda a, b: jnp.where(is_media.reshape(*is_media.shape, *[1] * (a.ndim - 2)), b, a)  # noqa: E731
+            return jax.tree.map(pick, text, call(experts))
 
         before = self.attn_norm(x)
-        both = self.attn.project(before, rotation), self.expert_attn.project(before, rotation)
-        heads, cache = self.attn.read(*map(pick, *both), mask, cache, cache_index, alibi)
-        x = constrain(x + pick(self.attn.out(heads), self.expert_attn.out(heads)), "batch", "length", "act_embed")
+        maps = each(self.attn, self.expert_attn, lambda attn: attn.project(before, rotation))
+        heads, cache = self.attn.read(*maps, mask, cache, cache_index, alibi)
+        h = each(self.attn, self.expert_attn, lambda attn: attn.out(heads))
+        x = constrain(x + h, "batch", "length", "act_embed")
+        x = x if between is None else between(x)
         before = self.mlp_norm(x)
-        return constrain(x + pick(self.mlp(before), self.expert_mlp(before)), "batch", "length", "act_embed"), cache
+        h = each(self.mlp, self.expert_mlp, lambda mlp: mlp(before))
+        return constrain(x + h, "batch", "length", "act_embed"), cache
 
 
 class VisualExpert(nn.Module):

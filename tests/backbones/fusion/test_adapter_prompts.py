@@ -77,6 +77,7 @@ def test_what_the_prompts_read_of_media(params):
     assert np.abs(blind[0] - whole[0]).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_unstacked_blocks_and_decoding(params):
     whole = logits(params, batch())
     np.testing.assert_allclose(logits(unstack(params), batch()), whole, atol=1e-5)

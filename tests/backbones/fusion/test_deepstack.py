@@ -31,6 +31,7 @@ def hidden(config, params, embeddings):
     return run(params, embeddings, POSITIONS, MASK)
 
 
+@pytest.mark.slow
 def test_equals_a_loop_over_layers(params):
     assert from_dict(DecoderConfig, to_dict(CONFIG)) == CONFIG
     embeddings = np.random.default_rng(0).normal(size=(2, 5, 36)).astype(np.float32)

@@ -72,6 +72,7 @@ def test_a_fresh_model_is_its_text_model_bit_for_bit():
     np.testing.assert_array_equal(logits(params, stream(), PIXELS), wanted)
 
 
+@pytest.mark.slow
 def test_tokens_see_their_images_alone(params):
     whole = logits(params, stream(), PIXELS)
     changed = PIXELS.copy()
@@ -114,6 +115,7 @@ def test_both_forms_of_blocks(params):
     np.testing.assert_allclose(logits(unstack(params), stream(), PIXELS), logits(params, stream(), PIXELS), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_every_leaf_gets_a_gradient(params):
     @jax.jit
     @jax.grad
@@ -131,6 +133,7 @@ def programs():
     return Programs(MODEL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", [True, False])
 def test_generation_goes_on_with_what_the_last_token_saw(params, programs, left):
     """Greedy tokens against the whole sequence run anew for each of them; row 0 is two tokens shorter."""
@@ -165,6 +168,10 @@ def test_what_cannot_be():
         dataclasses.replace(CONFIG, projectors={"image": MLPProjectorConfig(8, 16, 12)})
     with pytest.raises(ConfigError, match="needs a backbone whose fusion reads media"):
         dataclasses.replace(CONFIG, backbone=PLAIN)
+    own = MultimodalLM(system(num_heads=3, head_dim=5)).param_shapes()["backbone"]["fusion"]["blocks"]["attn"]
+    assert [own[name]["kernel"].shape for name in "qko"] == [(2, 12, 3, 5), (2, 10, 3, 5), (2, 3, 5, 12)]
+    with pytest.raises(ConfigError, match="fusion.num_heads must be at least 1, got 0"):
+        system(num_heads=0)
     shape = MultimodalLM(system(gate="vector")).param_shapes()["backbone"]["fusion"]["blocks"]["attn_gate"].shape
     assert shape == (2, 12)
     with pytest.raises(ConfigError, match="fusion.gate"):

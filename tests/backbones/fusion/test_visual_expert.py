@@ -108,6 +108,7 @@ def test_a_copy_of_the_text_is_the_text_model_bit_for_bit(params):
     assert np.abs(logits(params, batch()) - wanted).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_unstacked_blocks_and_decoding(params):
     """New tokens are text: they go through the text's maps alone."""
     np.testing.assert_allclose(logits(unstack(params), batch()), logits(params, batch()), atol=2e-5)

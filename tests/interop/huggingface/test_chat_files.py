@@ -3,6 +3,7 @@
 LLaVA-NeXT, whose images are tiles, and Qwen2-VL, whose images are patches in their own shape.
 """
 
+import dataclasses
 import json
 
 import numpy as np
@@ -157,3 +158,23 @@ def test_patches_and_replies_are_theirs(tmp_path):
     assert np.abs(logits - wanted).max() <= 1e-4 * max(1.0, float(np.sqrt(np.mean(wanted**2))))
     reply = model.chat(messages, max_new_tokens=5)
     assert str(reply) == tokenizer.decode(tokens[len(sample) :], skip_special_tokens=True)
+
+
+def test_bad_input_names_the_sample(built, tmp_path):
+    processor = mmjax.from_pretrained(built[0]).processor
+
+    def of(content, **listed):
+        return processor.sample(parse_record({"messages": [{"role": "user", "content": content}], **listed}, "row 7"))
+
+    with pytest.raises(FileNotFoundError, match=r"row 7: image 0: .*gone\.png: no such image file"):
+        of([{"type": "image", "path": str(tmp_path / "gone.png")}, {"type": "text", "text": "what?"}])
+    (tmp_path / "half.png").write_bytes(b"\x89PNG\r\n\x1a\n....")
+    with pytest.raises(ValueError, match=r"row 7: image 0: .*half\.png: not an image"):
+        of([{"type": "image", "path": str(tmp_path / "half.png")}, {"type": "text", "text": "what?"}])
+    with pytest.raises(ValueError, match=r'"row 7": 2 image placeholder\(s\) in the text but 1'):
+        of("<image> and <image>", images=["a.png"])
+    with pytest.raises(ValueError, match=r"row 7: audio 0: the model has no port 'audio', only \['image'\]"):
+        of([{"type": "audio", "path": "a.wav"}, {"type": "text", "text": "what?"}])
+    processor = dataclasses.replace(processor, images={}, placeholders={}, media_tokens={}, layouts={})
+    with pytest.raises(ValueError, match=r"row 7: image 0: the model has no port 'image', only \[\]"):
+        of([{"type": "image", "path": "a.png"}, {"type": "text", "text": "what?"}])

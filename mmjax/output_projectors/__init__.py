@@ -1,0 +1,16 @@
+"""Output projectors: hidden states of an LLM at its signal tokens to what a generator is conditioned on.
+
+A config has `in_width` (D of the LLM), `width` and `num_tokens(signal_tokens)`. Its module is called with the states
+[B, K, D] of one signal of K tokens a row and gives a `Condition` of N tokens a row.
+"""
+
+import functools
+import operator
+
+from mmjax.output_projectors.mlp import MLPOutput, MLPOutputConfig
+
+# The one place where an output projector's config meets its module.
+OUTPUT_PROJECTORS = {
+    MLPOutputConfig: MLPOutput,
+}
+OutputProjectorConfig = functools.reduce(operator.or_, OUTPUT_PROJECTORS)

@@ -1,0 +1,51 @@
+"""Two linear maps with an activation between, on every signal token (Lai et al., 2024, "LISA")."""
+
+import dataclasses
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mmjax.data.contracts import Condition
+from mmjax.nn.linear import Linear
+from mmjax.nn.mlp import ACTIVATIONS, check_activation
+
+
+@dataclasses.dataclass(frozen=True)
+class MLPOutputConfig:
+    """Widths and options.
+
+    Attributes:
+        in_width, hidden, width: D of the LLM, between the maps, of the condition.
+        activation: between the maps.
+    """
+
+    in_width: int
+    hidden: int
+    width: int
+    activation: str = "relu"
+
+    kind: ClassVar[str] = "mlp_output"
+
+    def __post_init__(self):
+        check_activation("mlp_output.activation", self.activation)
+
+    def num_tokens(self, signal_tokens: int) -> int:
+        """Tokens of a condition: as many as its signal has."""
+        return signal_tokens
+
+
+class MLPOutput(nn.Module):
+    """States [B, K, D] -> Condition with sequence [B, K, width]. Parameters fc1 and fc2, each {kernel, bias}."""
+
+    config: MLPOutputConfig
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, states: jax.Array) -> Condition:
+        """One signal a row."""
+        c = self.config
+        fc1 = Linear((c.hidden,), ("embed", "mlp"), use_bias=True, dtype=self.dtype, name="fc1")
+        fc2 = Linear((c.width,), ("mlp", "feature"), use_bias=True, dtype=self.dtype, name="fc2")
+        return Condition(fc2(ACTIVATIONS[c.activation](fc1(states.astype(self.dtype)))))

@@ -1,0 +1,162 @@
+"""Generators behind a language model: signals in its text, what they are made into, and what is made of that.
+
+    hidden states at signal tokens -> output projector -> Condition -> generator -> media
+
+A signal is a run of control tokens that the model writes where it wants something made (LISA's one [SEG]). Pure
+functions of a `mmjax.model.MultimodalLM` and its parameters, which lie in generators/<port>, output_projectors/<port>
+and generator_encoders/<port>.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mmjax.config import ConfigError, check_choice
+from mmjax.data.contracts import Condition, Media, TextStream
+from mmjax.encoders import ENCODERS
+from mmjax.generators import GENERATORS
+from mmjax.generators.mask_decoder import Masks
+from mmjax.output_projectors import OUTPUT_PROJECTORS
+
+STATES = ("at", "before")
+
+
+def check_generators(config: Any) -> None:
+    """Raises ConfigError unless the generators of a `MultimodalLMConfig` fit its other parts."""
+    check_choice("signal_states", config.signal_states, STATES)
+    for name in ("output_projectors", "signal_tokens"):
+        if set(getattr(config, name)) != set(config.generators):
+            raise ConfigError(
+                f"{name} has ports {sorted(getattr(config, name))}, generators has {sorted(config.generators)}"
+            )
+    for port in config.generator_encoders:
+        check_choice("generator_encoders", port, tuple(config.generators))
+    for port, generator in config.generators.items():
+        if port in config.encoders:
+            raise ConfigError(f"generators.{port}: encoders has that port too; what goes in and out differ in name")
+        projector, backbone = config.output_projectors[port], config.backbone
+        if (projector.in_width, projector.width) != (backbone.width, generator.condition_width):
+            raise ConfigError(
+                f"output_projectors.{port} maps {projector.in_width} channels to {projector.width}; the backbone has "
+                f"{backbone.width}, the generator takes {generator.condition_width}"
+            )
+        ids = config.signal_tokens[port]
+        if not ids or len(set(ids)) < len(ids) or not all(0 <= number < backbone.vocab_size for number in ids):
+            raise ConfigError(
+                f"signal_tokens.{port} is {ids}; wanted at least one, all different and below {backbone.vocab_size}"
+            )
+        generator.check_encoder(config.generator_encoders.get(port))
+
+
+def _output_projector(model: Any, port: str) -> Any:
+    config = model.config.output_projectors[port]
+    return OUTPUT_PROJECTORS[type(config)](config, jnp.dtype(model.dtype))
+
+
+def _generator(model: Any, port: str) -> Any:
+    config = model.config.generators[port]
+    return GENERATORS[type(config)](config, jnp.dtype(model.dtype), model.remat)
+
+
+def _encoder(model: Any, port: str) -> Any:
+    config = model.config.generator_encoders[port]
+    return ENCODERS[type(config)](config, jnp.dtype(model.dtype), model.remat)
+
+
+def create_generators(model: Any, rng: jax.Array) -> dict[str, dict[str, Any]]:
+    """Fresh parameters of all generators, in the boxes that carry their logical axes."""
+    config, made = model.config, {}
+    for number, (port, generator) in enumerate(config.generators.items(), 1):
+        keys = iter(jax.random.split(jax.random.fold_in(rng, number), 3))
+        states = jnp.zeros((1, len(config.signal_tokens[port]), config.backbone.width))
+        projector = _output_projector(model, port).init(next(keys), states)
+        made.setdefault("output_projectors", {})[port] = projector["params"]
+        features = jnp.zeros((1, *generator.feature_shape))
+        made.setdefault("generators", {})[port] = _generator(model, port).init(next(keys), features, method="create")[
+            "params"
+        ]
+        if port in config.generator_encoders:
+            items = jnp.zeros((1, *config.generator_encoders[port].item_shape))
+            encoder = _encoder(model, port).init(next(keys), items, method="create")
+            made.setdefault("generator_encoders", {})[port] = encoder["params"]
+    return made
+
+
+def find_signals(ids: tuple[int, ...], text: TextStream, count: int) -> tuple[jax.Array, jax.Array]:
+    """Where the first `count` signals of every row begin.
+
+    Args:
+        ids: the tokens of a signal, one after the other.
+        text: those that are media or padding, or run on into another packed text, are none.
+        count: R; rows may have fewer.
+
+    Returns:
+        int32 [B, R], in order, and bool [B, R], which of them are there.
+    """
+    tokens, segments = jnp.asarray(text.tokens), jnp.asarray(text.segment_ids)
+    length, starts = tokens.shape[1], segments > 0
+    is_text = starts if text.media_index is None else starts & (jnp.asarray(text.media_index) < 0)
+    for step, number in enumerate(ids):
+        ahead = lambda x, step=step: jnp.pad(x, ((0, 0), (0, step)))[:, step:]
+        starts &= ahead(is_text & (tokens == number)) & (ahead(segments) == segments)
+    found = jnp.sort(jnp.where(starts, jnp.arange(length), length), axis=1)[:, :count]
+    found = jnp.pad(found, ((0, 0), (0, count - found.shape[1])), constant_values=length)
+    return found, found < length
+
+
+def signal_states(
+    model: Any, port: str, text: TextStream, hidden: jax.Array, count: int
+) -> tuple[jax.Array, jax.Array]:
+    """The hidden states of the first `count` signals of every row.
+
+    Args:
+        model: says what a signal is, and which states are its.
+        port: of the generator.
+        text: where signals are.
+        hidden: [B, T, D] of `text`, as `forward` gives them.
+        count: R.
+
+    Returns:
+        [B, R, K, D] of signals of K tokens, and bool [B, R], which of them are there.
+    """
+    ids = model.config.signal_tokens[port]
+    starts, real = find_signals(ids, text, count)
+    at = starts[..., None] + jnp.arange(len(ids)) - int(model.config.signal_states == "before")
+    at = jnp.clip(at, 0, hidden.shape[1] - 1).reshape(len(hidden), -1, 1)
+    states = jnp.take_along_axis(hidden, at, axis=1)
+    # States of signals that are not there are those of padding, which may be anything.
+    return jnp.where(real[..., None, None], states.reshape(len(hidden), count, len(ids), -1), 0), real
+
+
+def condition(model: Any, params: Mapping[str, Any], port: str, states: jax.Array) -> Condition:
+    """States of signals [B, R, K, D] -> what a generator is conditioned on, of B * R rows, one signal each."""
+    variables = {"params": params["output_projectors"][port]}
+    return _output_projector(model, port).apply(variables, states.reshape(-1, *states.shape[2:]))
+
+
+def generator_features(model: Any, params: Mapping[str, Any], port: str, images: jax.Array) -> jax.Array:
+    """Images [B, H, W, 3] as the generator's own encoder takes them -> its features [B, N, C]."""
+    variables = {"params": params["generator_encoders"][port]}
+    return _encoder(model, port).apply(variables, Media(jnp.asarray(images)[:, None])).values
+
+
+def draw_masks(model: Any, params: Mapping[str, Any], port: str, states: jax.Array, features: jax.Array) -> Masks:
+    """One mask of each signal (Lai et al., 2024, "LISA").
+
+    Args:
+        model: with a mask decoder at the port.
+        params: its.
+        port: of the masks.
+        states: [B, R, K, D], from `signal_states`.
+        features: [B, N, C] of the images, from `generator_features`.
+
+    Returns:
+        logits float32 [B, R, h, w], above 0 inside, of images padded to squares; iou [B, R].
+    """
+    sequence = condition(model, params, port, states).sequence
+    sequence = sequence.reshape(*states.shape[:2], *sequence.shape[1:])
+    variables = {"params": params["generators"][port]}
+    found = _generator(model, port).apply(variables, features, embeddings=sequence, multimask=False)
+    return Masks(found.logits[:, :, 0], found.iou[:, :, 0])
