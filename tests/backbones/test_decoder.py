@@ -107,6 +107,7 @@ def test_options_that_cannot_be_are_named(changes, message):
         dataclasses.replace(PLAIN, **changes)
 
 
+@pytest.mark.slow
 def test_heads_of_odd_width_where_nothing_rotates():
     config = dataclasses.replace(PLAIN, head_dim=5, position="alibi", num_kv_heads=2)
     assert np.isfinite(run(config, init(config), TOKENS)).all()

@@ -29,6 +29,7 @@ def test_blocks_are_scipys_and_come_back(size, height, width):
         block_dct(jnp.asarray(images), 7)
 
 
+@pytest.mark.slow
 def test_the_tower_reads_coefficients():
     config, images = DCTConfig(SWIN), np.random.default_rng(1).normal(size=(1, 2, 16, 16, 3)).astype(np.float32)
     module = DCT(config)

@@ -64,6 +64,7 @@ def test_every_tile_has_its_own_adapter(made):
         np.testing.assert_allclose(found[:, :, view], wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_fresh_adapters_change_nothing_and_learn_apart(made):
     module, params, images = made
     plain = TileAdapters(TileAdaptersConfig(VIT, (1, 3)))

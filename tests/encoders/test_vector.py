@@ -28,6 +28,7 @@ def planned(plan, spans, states):
     return sample.with_media({"state": states})
 
 
+@pytest.mark.slow
 def test_states_stand_where_they_are_among_the_words():
     model, words = MultimodalLM(CONFIG), lambda *ids: TextSpan(ids, (False,) * len(ids))
     params = model.init(jax.random.key(0))

@@ -107,6 +107,7 @@ def test_stacked_parameters_streams_and_draws(seeing):
     np.testing.assert_array_equal(np.concatenate(heard, axis=1), drawn)
 
 
+@pytest.mark.slow
 def test_an_answer_that_has_begun_goes_on_as_it_would_have(seeing):
     model, params, _, programs = seeing
     batch = request()

@@ -83,6 +83,7 @@ def by_hand(config, params, x, gated):
     return out
 
 
+@pytest.mark.quick("mixtral-True", "shared, gated-True")
 @pytest.mark.parametrize("name, gated", [*((name, True) for name in VARIANTS), ("shared", False)])
 def test_every_routing_equals_a_loop_over_tokens(name, gated):
     config, x = VARIANTS[name], inputs(3, 5)
@@ -95,6 +96,7 @@ def test_every_routing_equals_a_loop_over_tokens(name, gated):
         np.testing.assert_allclose(logits, x @ params["router"]["kernel"], atol=1e-5)
 
 
+@pytest.mark.quick("shared, gated-1.0")
 @pytest.mark.parametrize("name, skew", [("mixtral", 30.0), ("shared, gated", 1.0)])
 def test_grouped_gradients_equal_dense_ones(name, skew):
     config, x = VARIANTS[name], inputs()
@@ -107,6 +109,7 @@ def test_grouped_gradients_equal_dense_ones(name, skew):
     assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(grads["grouped"]))
 
 
+@pytest.mark.slow
 def test_experts_that_nobody_picks_get_no_gradient():
     config = MixtureConfig(E, 1, F, routing="grouped")
     params = weights(config)
@@ -128,6 +131,7 @@ MESHES = [
 ]
 
 
+@pytest.mark.quick("grouped-axes0")
 @pytest.mark.parametrize("routing, axes", MESHES)
 def test_a_mesh_changes_no_number_and_no_gradient(routing, axes):
     config = dataclasses.replace(PLAIN, routing=routing, shared_width=8, shared_gate=True)
@@ -176,6 +180,7 @@ def test_the_router_is_in_float32_where_the_rest_is_not():
         np.testing.assert_allclose(y.astype(jnp.float32), exact, atol=0.05)
 
 
+@pytest.mark.quick("3-2-True")
 @pytest.mark.parametrize("layers, top_k, masked", [(1, 1, False), (3, 2, False), (3, 2, True), (2, 5, True)])
 def test_load_and_its_loss_equal_transformers(layers, top_k, masked):
     rng = np.random.default_rng(top_k)
@@ -209,6 +214,7 @@ def test_even_use_is_where_the_loss_is_least():
     assert (three < 0.95).all()
 
 
+@pytest.mark.slow
 def test_a_block_gives_its_routers_logits_on_demand():
     config = BlockConfig(D, 14, 2, 1, 4, "silu", "rms", 1e-6, gated=True, moe=PLAIN)
     for parallel in (False, True):

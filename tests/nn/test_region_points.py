@@ -57,6 +57,7 @@ def test_drawn_points(count):
     assert np.any(np.asarray(other) != found)
 
 
+@pytest.mark.slow
 def test_every_pixel_is_drawn_equally_often():
     masks = regions()[:1]
     draw = jax.jit(jax.vmap(lambda rng: points_inside(masks, 10, rng)[0]))

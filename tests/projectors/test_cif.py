@@ -155,6 +155,7 @@ def test_items_of_many_lengths(tools, random):
     np.testing.assert_array_equal(out.segment_ids, padded.segment_ids)
 
 
+@pytest.mark.slow
 def test_target_in_training(tools, random):
     params = tools.init(CONFIG, 13)
     features = random.normal(size=(2, 26, 10)).astype(np.float32)

@@ -145,6 +145,7 @@ def blip2_retrieval():
     return randomised(Blip2ForImageTextRetrieval(config))
 
 
+@pytest.mark.slow
 def test_objectives_equal_blip2_retrieval(tools, random):
     model = blip2_retrieval()
     wanted = lambda name: name.startswith(("qformer.", "embeddings."))
@@ -201,6 +202,7 @@ def test_masks_equal_a_table():
         objective_mask("captioning", 3, mask)
 
 
+@pytest.mark.slow
 def test_items_do_not_see_each_other_or_padding(tools, random):
     config = QFormerConfig(**{**vars(CONFIG), "vocab_size": None})
     params = tools.init(config, 6)

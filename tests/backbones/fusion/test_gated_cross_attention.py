@@ -111,6 +111,7 @@ def test_who_sees_what_of_several_ports_and_of_shared_rows():
     np.testing.assert_array_equal(seen, wanted)
 
 
+@pytest.mark.slow
 def test_both_forms_of_blocks(params):
     np.testing.assert_allclose(logits(unstack(params), stream(), PIXELS), logits(params, stream(), PIXELS), atol=1e-5)
 

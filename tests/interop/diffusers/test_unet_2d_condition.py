@@ -79,7 +79,7 @@ def condition_of(sequence, pooled, sizes, mask=None):
     return Condition(sequence, mask, pooled, None if sizes is None else {"sizes": sizes})
 
 
-@pytest.mark.quick("three levels", "sdxl")
+@pytest.mark.quick("sdxl")
 @pytest.mark.parametrize("name", SIZES)
 def test_predictions_and_export_equal_diffusers(name, tmp_path):
     model = build(name)
@@ -106,6 +106,7 @@ def test_predictions_and_export_equal_diffusers(name, tmp_path):
     np.testing.assert_allclose(theirs(again, x, times, *condition), wanted, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_tokens_of_a_condition_that_are_masked_count_for_nothing(tmp_path):
     model = build("stable diffusion")
     model.save_pretrained(tmp_path)
@@ -118,6 +119,7 @@ def test_tokens_of_a_condition_that_are_masked_count_for_nothing(tmp_path):
     np.testing.assert_allclose(got[:1], short, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_reach_the_condition_as_in_torch(tmp_path):
     model = build("stable diffusion")
     model.save_pretrained(tmp_path)

@@ -88,6 +88,7 @@ def test_blip2_opt(system):
         model.batch(inputs["input_ids"], **instruction(2, 3, 4))
 
 
+@pytest.mark.slow
 def test_blip2_t5(whole_system):
     """The media are in what the encoder reads."""
     inputs = dict(text_of([2 * QUERIES, QUERIES], [3, 4], "right", "right"), pixel_values=pixels(3))

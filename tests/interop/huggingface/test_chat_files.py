@@ -126,6 +126,7 @@ def test_tokens_tiles_and_replies_are_theirs(built, tmp_path):
     np.testing.assert_allclose(tiles, theirs["pixel_values"][0][: len(tiles)], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_patches_and_replies_are_theirs(tmp_path):
     torch.manual_seed(1)
     reference, (recipe, tokenizer) = qwen2_vl()

@@ -63,6 +63,7 @@ def messages(path):
     return [{"role": "user", "content": content}]
 
 
+@pytest.mark.slow
 def test_a_wav_file(hearing, tmp_path):
     model, extractor = hearing
     samples = (np.sin(np.arange(12000) * 0.11) * 20000).astype(np.int16)

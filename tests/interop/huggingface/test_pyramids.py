@@ -55,7 +55,7 @@ MODELS = {
 }
 
 
-QUICK = ("convnextv2", "resnet", "swin")
+QUICK = ("resnet", "swin")
 
 
 @pytest.mark.quick(*QUICK)
@@ -84,7 +84,8 @@ def test_model(weights, parity, name):
     assert 0 < np.sqrt(np.mean(gap**2)) < 0.03 * np.sqrt(np.mean(np.asarray(mine.last_hidden_state) ** 2))
 
 
-@pytest.mark.parametrize("name", ["swin", *(pytest.param(name, marks=pytest.mark.slow) for name in QUICK[:2])])
+@pytest.mark.quick("swin")
+@pytest.mark.parametrize("name", ["swin", "convnextv2", "resnet"])
 def test_maps_are_the_features(weights, parity, name):
     model = weights.randomised(MODELS[name]())
     loaded = weights.loaded(model)
