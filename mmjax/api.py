@@ -409,7 +409,7 @@ def _from_mmjax(place: Path, dtype: str, param_dtype: str, mesh: Any) -> Model |
         return _without_text(config)(config, params, **common)
     processor = None
     if load_tokenizer(str(place)) is not None:
-        processor = load_processor(place, config.num_tokens, **config.plan_options)
+        processor = load_processor(place, config.num_tokens, **config.processor_options)
     return Model(config, params, processor, **common)
 
 
@@ -441,7 +441,7 @@ def _from_huggingface(place: Path, dtype: str, param_dtype: str, mesh: Any) -> M
             )
         else:
             processor = load_processor(
-                place, config.num_tokens, tokenizer, dict(config.media_tokens), **config.plan_options
+                place, config.num_tokens, tokenizer, dict(config.media_tokens), **config.processor_options
             )
     return Model(loaded.config, loaded.params, processor, dtype, generation, loaded.hf_config)
 

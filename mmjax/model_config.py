@@ -190,7 +190,7 @@ class MultimodalLMConfig:
 
     @property
     def plan_options(self) -> dict[str, Any]:
-        """What a processor must know of the model beside its counts: fields of `Processor`, most of `TokenPlan` too."""
+        """What a token plan must know of the model beside its counts: fields of `TokenPlan`."""
         return {
             "layouts": self.layouts,
             "axes": bool(getattr(self.backbone, "rope_sections", ())),
@@ -202,9 +202,12 @@ class MultimodalLMConfig:
                 for port, projector in self.projectors.items()
                 if isinstance(projector, QFormerConfig) and projector.vocab_size is not None
             },
-            "views": self.views,
-            "signals": self.signal_tokens,
         }
+
+    @property
+    def processor_options(self) -> dict[str, Any]:
+        """What a processor must know of the model: `plan_options`, and fields that are the processor's own."""
+        return {**self.plan_options, "views": self.views, "signals": self.signal_tokens}
 
     def _axes(self, port: str, grid: tuple[int, int, int], seconds: float | None) -> tuple[tuple[int, int, int], float]:
         """(time, height, width) of a packed item in LLM tokens, and its positions a unit of time."""

@@ -237,11 +237,12 @@ def test_tiny_trains_what_each_stage_says(name):
         optimizer = make_optimizer(stage, multipliers(tree, stage), axes)
         layout = state_shardings(trainable, optimizer, places)
         state = init_state(trainable, optimizer, layout)
-        # Compiled without optimisation: it runs twice.
+        # Compiled without optimisation: it runs but three times.
         loss = loss_of(adapted, stage.loss_weights)
         lowered = make_train_step(adapted, stage, optimizer, mesh, layout, loss).lower(state, frozen, batch)
         step = lowered.compile({"xla_backend_optimization_level": 0})
-        for _ in range(2):
+        # Behind gates of zero nothing has a gradient before these have moved, which warming up may put off by a step.
+        for _ in range(3):
             state, metrics = step(state, frozen, batch)
             assert metrics["finite"] == 1 and np.isfinite(metrics["loss"]), title
         moved = {path.split("/")[0] for path, leaf in state.trainable.items() if (leaf != before[path]).any()}

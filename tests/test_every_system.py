@@ -33,6 +33,7 @@ from mmjax.encoders import ENCODERS
 from mmjax.encoders.ast import ASTConfig
 from mmjax.encoders.clap import CLAPConfig
 from mmjax.encoders.convnext import ConvNeXtConfig
+from mmjax.encoders.dct import DCTConfig
 from mmjax.encoders.efficientnet import EfficientNetConfig, EfficientNetStage
 from mmjax.encoders.frames import FramesConfig
 from mmjax.encoders.imagebind import ImageBindTowerConfig
@@ -44,12 +45,15 @@ from mmjax.encoders.region_items import RegionItemsConfig
 from mmjax.encoders.resnet import ResNetConfig
 from mmjax.encoders.sam import SamEncoderConfig
 from mmjax.encoders.swin import SwinConfig
+from mmjax.encoders.tile_adapters import TileAdaptersConfig
 from mmjax.encoders.timesformer import TimeSformerConfig
+from mmjax.encoders.vector import VectorConfig
 from mmjax.encoders.video_vit import VideoViTConfig
 from mmjax.encoders.vit import ViTConfig
 from mmjax.encoders.wav2vec2 import Wav2Vec2Config
 from mmjax.encoders.whisper import WhisperEncoderConfig
 from mmjax.model import MultimodalLM, MultimodalLMConfig
+from mmjax.nn.lora import LoRAConfig
 from mmjax.nn.moe import MixtureConfig
 from mmjax.projectors import PROJECTORS
 from mmjax.projectors.abstractor import AbstractorConfig
@@ -65,8 +69,10 @@ from mmjax.projectors.pooled import PooledProjectorConfig
 from mmjax.projectors.qformer import QFormerConfig
 from mmjax.projectors.regions.region_tokens import RegionTokensConfig
 from mmjax.projectors.resampler import ResamplerConfig
+from mmjax.projectors.similarity import SimilarityConfig
 from mmjax.projectors.spatio_temporal import SpatioTemporalConfig
 from mmjax.projectors.tiles import TilesConfig
+from mmjax.projectors.video_qformer import VideoQFormerConfig
 
 WIDTH, VOCABULARY, BATCH = 24, 40, 2
 DECODER = DecoderConfig(VOCABULARY, WIDTH, 2, 2, 1, 12, 28)
@@ -109,9 +115,15 @@ ENCODER = {
     "efficientnet": EfficientNetConfig(24, 24, 8, (EfficientNetStage(3, 1, 1, 8, 1),), 12, pool="global+2x2"),
     "clap": CLAPConfig(31, 13, 32, 4, 4, 6, (1, 1), (2, 3), window_size=2, fusion=True),
     "raw_patches": RawPatchesConfig(2),
+    "tile_adapters": TileAdaptersConfig(VIT, (1, 2), LoRAConfig(2, 3.0, ("q", "o"))),
+    "dct": DCTConfig(SwinConfig(16, 4, 6, (1, 1), (2, 3), window_size=2)),
+    "vector": VectorConfig(12),
     "qwen2_vision": Qwen2VisionConfig(12, 1, 3, 16, patch_size=2, merge_size=2),
 }
-GRIDS = {"vit": 1, "convnext": 1, "resnet": 1, "swin": 1, "sam": 1, "mixed": 1, "clap": 1, "frames": 2, "video_vit": 2}
+GRIDS = {
+    "vit": 1, "convnext": 1, "resnet": 1, "swin": 1, "sam": 1, "mixed": 1, "clap": 1, "frames": 2, "video_vit": 2,
+    "tile_adapters": 3,
+}  # fmt: skip
 QFORMER = dict(num_queries=3, query_width=12, num_layers=2, num_heads=2, mlp_width=14)
 PERCEIVER = dict(num_latents=3, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=6, mlp_width=14)
 # How a projector for `count` features of `channels` channels is made.
@@ -289,6 +301,8 @@ def test_every_part_is_here():
     # Regions are read from the features of images at another port, see their own tests.
     assert {type(config) for config in ENCODER.values()} | {RegionItemsConfig} == set(ENCODERS)
     made = {type(make(12, 5)) for make in PROJECTOR.values()}
+    # Tiles that are compared and frames in a row are items of several features, see their own tests.
+    made |= {SimilarityConfig, VideoQFormerConfig}
     # What the other layers give of a deep merge enters inside a backbone made for it, see its own test.
     assert made | {DeepMergeConfig, RegionTokensConfig} == set(PROJECTORS)
     assert {type(config) for config in BACKBONE.values()} == set(BACKBONES)

@@ -113,7 +113,8 @@ def recipe_from_hf(config: Mapping[str, Any], port: str = "image", layout: Layou
         return Whole(AudioProcessor.from_hf(config))
     if port == "video" and family in video_patches.FAMILIES:
         return VideoPatchesProcessor.from_hf(part)
-    if port == "video" or family in video.FAMILIES:
+    # LLaVA-OneVision's images are tiles, its videos frames; the name of their processors is one.
+    if port == "video" or (family in video.FAMILIES and family not in tiles.FAMILIES):
         return Whole(VideoProcessor.from_hf(part))
     if family == "Idefics2" and layout is not None:
         part = {"mmjax": {"patch_size": math.isqrt(math.prod(layout.item_shape) // 3)}, **part}

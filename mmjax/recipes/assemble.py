@@ -298,7 +298,7 @@ def make_processor(config: TrainConfig) -> Processor:
         targets=spec.targets,
         too_long=spec.too_long,
         reader=None if spec.reader is None else _tokenizer(spec.reader),
-        **model.plan_options,
+        **model.processor_options,
     )
 
 

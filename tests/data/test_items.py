@@ -26,10 +26,7 @@ CONFIG = MultimodalLMConfig(TEXT, {"image": VIT}, {"image": TILES}, {"image": 39
 
 
 def plan_of(config, **options):
-    # Others of the options are the processor's.
-    names = {field.name for field in dataclasses.fields(TokenPlan)}
-    fields = {name: value for name, value in config.plan_options.items() if name in names}
-    return TokenPlan(config.num_tokens, config.media_tokens, **fields, **options)
+    return TokenPlan(config.num_tokens, config.media_tokens, **config.plan_options, **options)
 
 
 def sample_of(plan, sizes, arrays, name="s"):

@@ -26,8 +26,10 @@ from mmjax.projectors.pooled import PooledProjectorConfig
 from mmjax.projectors.qformer import QFormerConfig
 from mmjax.projectors.regions.region_tokens import RegionTokensConfig
 from mmjax.projectors.resampler import ResamplerConfig
+from mmjax.projectors.similarity import SimilarityConfig
 from mmjax.projectors.spatio_temporal import SpatioTemporalConfig
 from mmjax.projectors.tiles import TilesConfig
+from mmjax.projectors.video_qformer import VideoQFormerConfig
 
 # Images of 4 x 4 patches, 12 channels a feature, 20 in the LLM; two images a row.
 GRID, FEATURES, IN, OUT = (4, 4), 16, 12, 20
@@ -72,7 +74,8 @@ CONFIGS = {
 def test_every_projector_is_here():
     # Of tiles, the LLM gets what the host arranges: test_tiles.py; some tokens are wider than it: test_deep_merge.py.
     # Regions are read from their images' maps: test_model_regions.py.
-    elsewhere = {TilesConfig, DeepMergeConfig, RegionTokensConfig}
+    # Tiles that are compared and frames in a row are items of several features: test_similarity, test_video_qformer.
+    elsewhere = {TilesConfig, DeepMergeConfig, RegionTokensConfig, SimilarityConfig, VideoQFormerConfig}
     assert {type(config) for config in CONFIGS.values()} | elsewhere == set(PROJECTORS)
     kinds = [config.kind for config in PROJECTORS]
     assert len(set(kinds)) == len(kinds)

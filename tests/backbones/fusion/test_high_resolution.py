@@ -120,6 +120,6 @@ def test_what_cannot_be():
         HighResolutionConfig(10, head_dim=0)
     with pytest.raises(ConfigError, match="encoders.detail gives 8 channels without a projector; .* is 10"):
         dataclasses.replace(CONFIG, encoders={"image": LOW, "detail": LOW})
-    assert dataclasses.replace(CONFIG, views={"detail": "image"}).plan_options["views"] == {"detail": "image"}
+    assert dataclasses.replace(CONFIG, views={"detail": "image"}).processor_options["views"] == {"detail": "image"}
     with pytest.raises(ConfigError, match=r"views: 'detail' cannot see the items of 'sound'; .* are \['image'\]"):
         dataclasses.replace(CONFIG, views={"detail": "sound"})

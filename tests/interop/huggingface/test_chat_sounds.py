@@ -52,7 +52,7 @@ def hearing(tmp_path_factory):
     recipe = Whole(AudioProcessor.from_hf(extractor.to_dict()))
     processor = Processor(
         load_tokenizer(str(place / "tokenizer")), {"audio": recipe}, TEMPLATE,
-        {"audio": "<audio>"}, dict(config.media_tokens), config.num_tokens, **config.plan_options,
+        {"audio": "<audio>"}, dict(config.media_tokens), config.num_tokens, **config.processor_options,
     )  # fmt: skip
     module = MultimodalLM(config)
     return Model(config, jax.jit(module.init)(jax.random.key(0)), processor), extractor
