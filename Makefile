@@ -36,10 +36,10 @@ help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1|/' | while IFS='|' read -r name what; do \
 	printf '  make %-9s %s\n' "$$name" "$$what"; done
 
-demo: $(VENV)/.core-stamp ## teach a real language model to see on this machine (about 15 minutes on 2 cores)
+demo: $(VENV)/.core-stamp ## teach a real language model to see on this machine (12 to 19 minutes on 2 cores)
 	$(PY) -m mmjax.recipes.demo --workdir $(DEMO_OUT) $(DEMO_ARGS)
 
-test: $(VENV)/.test-stamp ## the tests that protect every promise (under 12 minutes on 2 cores)
+test: $(VENV)/.test-stamp ## the tests that protect every promise (about 25 minutes on 2 cores)
 	JAX_PLATFORMS=cpu $(PY) -m pytest -n $(WORKERS) -q -m "not slow" $(TESTS)
 
 test-all: $(VENV)/.test-stamp ## the slow grids as well; one part of it: make test-all TESTS=tests/nn
