@@ -37,7 +37,7 @@ ABOUT = {
     "inputs": ("text", "image"),
     "outputs": ("text",),
     "parts": five("8 x 8 cosine transform, Swin-B at 2560 px", "linear map", "Vicuna 7B"),
-    "verified": "the transform equal to scipy's, and invertible; 1600 tokens a page; tiny traced",
+    "verified": "the transform equal to scipy's, and invertible; 1600 tokens a page; tiny trained",
 }
 
 

@@ -27,7 +27,7 @@ ABOUT = {
     "inputs": ("text", "image"),
     "outputs": ("text",),
     "parts": five("none: patches of 30 x 30 pixels", "linear map", "Persimmon 8B"),
-    "verified": "logits, greedy tokens and export equal to transformers, at small sizes; tiny traced",
+    "verified": "logits, greedy tokens and export equal to transformers, at small sizes; tiny trained",
 }
 
 

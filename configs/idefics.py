@@ -32,7 +32,7 @@ ABOUT = {
     "inputs": ("text", "image"),
     "outputs": ("text",),
     "parts": five("OpenCLIP ViT-H/14 at 224 px", "Perceiver resampler, 64 latents", "Llama with gated cross-attention"),
-    "verified": "logits, greedy tokens and export equal to transformers, at small sizes; tiny traced",
+    "verified": "logits, greedy tokens and export equal to transformers, at small sizes; tiny trained",
 }
 
 

@@ -37,7 +37,7 @@ ABOUT = {
     "outputs": ("text",),
     "parts": five("InternViT-300M at 448 px, trained", "pixel shuffle, MLP", "Qwen2.5"),
     "verified": "logits, greedy tokens and export equal to transformers, at small sizes; parameters as published; tiny "
-    "traced",
+    "trained",
 }
 
 

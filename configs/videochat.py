@@ -31,7 +31,7 @@ ABOUT = {
     "inputs": ("text", "image", "video"),
     "outputs": ("text",),
     "parts": five("EVA-CLIP ViT-g/14 on images and 8 frames", "Q-Former of each frame, linear map", "StableVicuna"),
-    "verified": "shapes and counts of every size; tiny traced",
+    "verified": "shapes and counts of every size; tiny trained",
 }
 
 

@@ -33,7 +33,7 @@ ABOUT = {
     "inputs": ("text", "image", "video", "audio", "points"),
     "outputs": ("text",),
     "parts": five("EVA-CLIP, AST, Point-BERT", "a Q-Former for each that reads the instruction", "Vicuna"),
-    "verified": "shapes and counts of every size; the words before an item; tiny traced",
+    "verified": "shapes and counts of every size; the words before an item; tiny trained",
 }
 CUES = {"image": "Image: ", "video": "Video: ", "audio": "Audio: ", "points": "3D Model: "}
 
