@@ -84,7 +84,7 @@ class LatentDiffusion:
             prompt: one or several texts, or token ids int [B, T].
             negative_prompt: what to keep away from; nothing if None.
             num_inference_steps: of the schedule.
-            guidance_scale: see `guided`; at 1 the negative prompt is not read.
+            guidance_scale: see `guided`; at 1 the negative prompt counts for nothing.
             height, width: pixels; those of training if None.
             seed: of the first latents and of samplers that add noise.
             latents: normal noise [B, h, w, C] to start from instead.
