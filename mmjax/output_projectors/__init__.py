@@ -1,6 +1,7 @@
 """Output projectors: hidden states of an LLM at its signal tokens to what a generator is conditioned on.
 
-A config has `in_width` (D of the LLM), `width` and `num_tokens(signal_tokens)`. Its module is called with the states
+A config has `in_width` (D of the LLM), `width`, `num_tokens(signal_tokens)` and `adds_embeddings`, whether the LLM's
+embeddings of a signal's tokens are added to their states before. Its module is called with the states
 [B, K, D] of one signal of K tokens a row and gives a `Condition` of N tokens a row.
 """
 
@@ -8,9 +9,11 @@ import functools
 import operator
 
 from mmjax.output_projectors.mlp import MLPOutput, MLPOutputConfig
+from mmjax.output_projectors.queries import QueriesOutput, QueriesOutputConfig
 
 # The one place where an output projector's config meets its module.
 OUTPUT_PROJECTORS = {
     MLPOutputConfig: MLPOutput,
+    QueriesOutputConfig: QueriesOutput,
 }
 OutputProjectorConfig = functools.reduce(operator.or_, OUTPUT_PROJECTORS)

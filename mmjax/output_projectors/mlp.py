@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmjax.config import check_choice
 from mmjax.data.contracts import Condition
 from mmjax.nn.linear import Linear
 from mmjax.nn.mlp import ACTIVATIONS, check_activation
@@ -19,17 +20,21 @@ class MLPOutputConfig:
     Attributes:
         in_width, hidden, width: D of the LLM, between the maps, of the condition.
         activation: between the maps.
+        pooled: the condition's pooled vector: "none", or the "mean" of its tokens.
     """
 
     in_width: int
     hidden: int
     width: int
     activation: str = "relu"
+    pooled: str = "none"
 
     kind: ClassVar[str] = "mlp_output"
+    adds_embeddings: ClassVar[bool] = False
 
     def __post_init__(self):
         check_activation("mlp_output.activation", self.activation)
+        check_choice("mlp_output.pooled", self.pooled, ("none", "mean"))
 
     def num_tokens(self, signal_tokens: int) -> int:
         """Tokens of a condition: as many as its signal has."""
@@ -48,4 +53,5 @@ class MLPOutput(nn.Module):
         c = self.config
         fc1 = Linear((c.hidden,), ("embed", "mlp"), use_bias=True, dtype=self.dtype, name="fc1")
         fc2 = Linear((c.width,), ("mlp", "feature"), use_bias=True, dtype=self.dtype, name="fc2")
-        return Condition(fc2(ACTIVATIONS[c.activation](fc1(states.astype(self.dtype)))))
+        x = fc2(ACTIVATIONS[c.activation](fc1(states.astype(self.dtype))))
+        return Condition(x, pooled=x.mean(axis=1) if c.pooled == "mean" else None)
