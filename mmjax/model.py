@@ -306,6 +306,10 @@ class MultimodalLM:
         options |= {"router_logits": True} if router_logits else {}
         return self._backbone(params, "__call__", *given, **options)
 
+    def token_embeddings(self, params: dict[str, Any], tokens: jax.Array) -> jax.Array:
+        """Tokens int [..., T] -> what they are looked up as, [..., T, D]."""
+        return self._backbone(params, "embed", jnp.asarray(tokens))
+
     def logits(self, params: dict[str, Any], hidden: jax.Array) -> jax.Array:
         """Hidden states [..., D] -> float32 logits [..., V]."""
         return self._backbone(params, "logits", hidden)

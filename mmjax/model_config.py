@@ -14,6 +14,7 @@ from mmjax.data.bidirectional import KINDS
 from mmjax.data.inside import SEES
 from mmjax.data.items import Layout
 from mmjax.encoders import EncoderConfig
+from mmjax.encoders.text import TextEncoderConfig
 from mmjax.generators import GeneratorConfig
 from mmjax.output_projectors import OutputProjectorConfig
 from mmjax.projectors import ProjectorConfig
@@ -51,7 +52,8 @@ class MultimodalLMConfig:
         generators: port -> generator of what the LLM asks for with the signal of that port.
         output_projectors: port -> what makes the generator's condition of hidden states; the same ports.
         signal_tokens: port -> the token ids that, one after the other, are its signal (LISA's one [SEG]).
-        generator_encoders: port -> encoder of the image that its generator reads, where it reads one (LISA's SAM).
+        generator_encoders: port -> encoder of its generator's own: of the image that it reads (LISA's SAM), or of the
+            texts that it was trained with (Stable Diffusion's).
         signal_states: which hidden states a signal is: those "at" its tokens, which have read them, or those one
             "before", which said them (LISA as published).
     """
@@ -72,7 +74,7 @@ class MultimodalLMConfig:
     generators: dict[str, GeneratorConfig] = dataclasses.field(default_factory=dict)
     output_projectors: dict[str, OutputProjectorConfig] = dataclasses.field(default_factory=dict)
     signal_tokens: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
-    generator_encoders: dict[str, EncoderConfig] = dataclasses.field(default_factory=dict)
+    generator_encoders: dict[str, EncoderConfig | TextEncoderConfig] = dataclasses.field(default_factory=dict)
     signal_states: str = "at"
 
     kind: ClassVar[str] = "multimodal_lm"

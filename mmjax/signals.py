@@ -16,11 +16,16 @@ import jax.numpy as jnp
 from mmjax.config import ConfigError, check_choice
 from mmjax.data.contracts import Condition, Media, TextStream
 from mmjax.encoders import ENCODERS
+from mmjax.encoders.text import TextEncoder, TextEncoderConfig
 from mmjax.generators import GENERATORS
+from mmjax.generators.diffusion import draw
 from mmjax.generators.mask_decoder import Masks
+from mmjax.generators.schedules.steps import Steps
 from mmjax.output_projectors import OUTPUT_PROJECTORS
 
 STATES = ("at", "before")
+# What reads the texts that a generator was trained with.
+TEXT_ENCODERS = {TextEncoderConfig: TextEncoder}
 
 
 def check_generators(config: Any) -> None:
@@ -48,6 +53,18 @@ def check_generators(config: Any) -> None:
                 f"signal_tokens.{port} is {ids}; wanted at least one, all different and below {backbone.vocab_size}"
             )
         generator.check_encoder(config.generator_encoders.get(port))
+        check_negative(port, generator, config.generator_encoders.get(port))
+
+
+def check_negative(port: str, generator: Any, encoder: Any) -> None:
+    """Raises ConfigError unless the text that guidance leads away from is one that the text encoder can read."""
+    negative = getattr(generator, "negative_tokens", ())
+    if negative and not all(0 <= number < encoder.vocab_size for number in negative):
+        raise ConfigError(f"generators.{port}.negative_tokens: ids must be below {encoder.vocab_size}, got {negative}")
+    if negative and len(negative) > encoder.max_positions:
+        raise ConfigError(
+            f"generators.{port}.negative_tokens: {len(negative)} tokens, its encoder reads {encoder.max_positions}"
+        )
 
 
 def _output_projector(model: Any, port: str) -> Any:
@@ -55,14 +72,15 @@ def _output_projector(model: Any, port: str) -> Any:
     return OUTPUT_PROJECTORS[type(config)](config, jnp.dtype(model.dtype))
 
 
-def _generator(model: Any, port: str) -> Any:
+def generator_of(model: Any, port: str) -> Any:
+    """The module of a generator."""
     config = model.config.generators[port]
     return GENERATORS[type(config)](config, jnp.dtype(model.dtype), model.remat)
 
 
 def _encoder(model: Any, port: str) -> Any:
     config = model.config.generator_encoders[port]
-    return ENCODERS[type(config)](config, jnp.dtype(model.dtype), model.remat)
+    return {**ENCODERS, **TEXT_ENCODERS}[type(config)](config, jnp.dtype(model.dtype), model.remat)
 
 
 def create_generators(model: Any, rng: jax.Array) -> dict[str, dict[str, Any]]:
@@ -74,12 +92,16 @@ def create_generators(model: Any, rng: jax.Array) -> dict[str, dict[str, Any]]:
         projector = _output_projector(model, port).init(next(keys), states)
         made.setdefault("output_projectors", {})[port] = projector["params"]
         features = jnp.zeros((1, *generator.feature_shape))
-        made.setdefault("generators", {})[port] = _generator(model, port).init(next(keys), features, method="create")[
+        made.setdefault("generators", {})[port] = generator_of(model, port).init(next(keys), features, method="create")[
             "params"
         ]
         if port in config.generator_encoders:
-            items = jnp.zeros((1, *config.generator_encoders[port].item_shape))
-            encoder = _encoder(model, port).init(next(keys), items, method="create")
+            encoder = config.generator_encoders[port]
+            if type(encoder) in TEXT_ENCODERS:
+                encoder = _encoder(model, port).init(next(keys), jnp.zeros((1, 1), jnp.int32))
+            else:
+                items = jnp.zeros((1, *encoder.item_shape))
+                encoder = _encoder(model, port).init(next(keys), items, method="create")
             made.setdefault("generator_encoders", {})[port] = encoder["params"]
     return made
 
@@ -133,7 +155,44 @@ def signal_states(
 def condition(model: Any, params: Mapping[str, Any], port: str, states: jax.Array) -> Condition:
     """States of signals [B, R, K, D] -> what a generator is conditioned on, of B * R rows, one signal each."""
     variables = {"params": params["output_projectors"][port]}
+    if model.config.output_projectors[port].adds_embeddings:
+        ids = jnp.asarray(model.config.signal_tokens[port])
+        states = states + model.token_embeddings(params, ids[None]).astype(states.dtype)
     return _output_projector(model, port).apply(variables, states.reshape(-1, *states.shape[2:]))
+
+
+def no_condition(model: Any, params: Mapping[str, Any], port: str) -> Condition:
+    """What guidance of a port's generator leads away from, of one row: see `DiffusionConfig.negative_tokens`."""
+    negative = model.config.generators[port].negative_tokens
+    if negative:
+        return text_condition(model, params, port, jnp.asarray(negative)[None])
+    variables = {"params": params["output_projectors"][port]}
+    states = jnp.zeros((1, len(model.config.signal_tokens[port]), model.config.backbone.width))
+    return _output_projector(model, port).apply(variables, states)
+
+
+def text_condition(model: Any, params: Mapping[str, Any], port: str, tokens: jax.Array) -> Condition:
+    """What the generator was conditioned on before it met the LLM: texts int [B, T] through its own encoder.
+
+    Its pooled vector is that behind the encoder's projection, where it has one.
+    """
+    variables = {"params": params["generator_encoders"][port]}
+    out = _encoder(model, port).apply(variables, jnp.asarray(tokens))
+    return Condition(out["last_hidden_state"], pooled=out.get("embeds", out["pooled"]))
+
+
+def alike(one: Condition, other: Condition) -> tuple[Condition, Condition]:
+    """Both with what both have, so that a program may put them together."""
+
+    def kept(part: Condition) -> Condition:
+        fields = {
+            name: getattr(part, name)
+            for name in ("sequence", "pooled")
+            if getattr(one, name) is not None and getattr(other, name) is not None
+        }
+        return Condition(fields.get("sequence"), pooled=fields.get("pooled"))
+
+    return kept(one), kept(other)
 
 
 def generator_features(model: Any, params: Mapping[str, Any], port: str, images: jax.Array) -> jax.Array:
@@ -158,5 +217,34 @@ def draw_masks(model: Any, params: Mapping[str, Any], port: str, states: jax.Arr
     sequence = condition(model, params, port, states).sequence
     sequence = sequence.reshape(*states.shape[:2], *sequence.shape[1:])
     variables = {"params": params["generators"][port]}
-    found = _generator(model, port).apply(variables, features, embeddings=sequence, multimask=False)
+    found = generator_of(model, port).apply(variables, features, embeddings=sequence, multimask=False)
     return Masks(found.logits[:, :, 0], found.iou[:, :, 0])
+
+
+def draw_media(
+    model: Any,
+    params: Mapping[str, Any],
+    port: str,
+    states: jax.Array,
+    steps: Steps,
+    scale: jax.Array | float,
+    rng: jax.Array,
+) -> jax.Array:
+    """One image of each signal, float32 [B, R, H, W, 3] from 0 to 1.
+
+    Args:
+        model: with a diffusion generator at the port.
+        params: its.
+        port: of the generator.
+        states: [B, R, K, D], from `signal_states`.
+        steps: the sampler's table.
+        scale: of classifier-free guidance; at 1 there is none.
+        rng: of the first noise and of samplers that add some. Each signal's is its own.
+    """
+    rows, generator = states.shape[0] * states.shape[1], model.config.generators[port]
+    asked, without = alike(condition(model, params, port, states), no_condition(model, params, port))
+    without = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (rows, *leaf.shape[1:])), without)
+    first, later = jax.random.split(rng)
+    noise = jax.random.normal(first, (rows, *generator.latent_shape))
+    drawn = draw(generator_of(model, port), params["generators"][port], asked, without, steps, scale, noise, later)
+    return drawn.reshape(*states.shape[:2], *drawn.shape[1:])

@@ -8,10 +8,12 @@ own (None: there is none) are not what it reads. What a signal is and how the pa
 import functools
 import operator
 
+from mmjax.generators.diffusion import Diffusion, DiffusionConfig
 from mmjax.generators.mask_decoder import MaskDecoder, MaskDecoderConfig
 
 # The one place where a generator's config meets its module.
 GENERATORS = {
     MaskDecoderConfig: MaskDecoder,
+    DiffusionConfig: Diffusion,
 }
 GeneratorConfig = functools.reduce(operator.or_, GENERATORS)

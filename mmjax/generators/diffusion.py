@@ -1,0 +1,190 @@
+"""A generator by latent diffusion: a denoiser, the autoencoder of its latents, a schedule (Rombach et al., 2022).
+
+    media --encode--> latents --noise--> denoiser(noisy, time, Condition) -> prediction        in training
+    noise --schedule's steps of the denoiser--> latents --decode--> media                      in use
+"""
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mmjax.config import ConfigError
+from mmjax.data.contracts import Condition
+from mmjax.generators.autoencoder import Autoencoder, AutoencoderConfig, scaled, unscaled
+from mmjax.generators.noise import add_noise, target
+from mmjax.generators.sampling import first_latent, guided, sample
+from mmjax.generators.schedules.config import ScheduleConfig
+from mmjax.generators.schedules.steps import Steps
+from mmjax.generators.tiny_autoencoder import TinyAutoencoder, TinyAutoencoderConfig
+from mmjax.generators.unet import UNet, UNetConfig
+
+# The one place where a denoiser's or an autoencoder's config meets its module.
+DENOISERS = {UNetConfig: UNet}
+AUTOENCODERS = {AutoencoderConfig: Autoencoder, TinyAutoencoderConfig: TinyAutoencoder}
+DenoiserConfig = functools.reduce(operator.or_, DENOISERS)
+LatentConfig = functools.reduce(operator.or_, AUTOENCODERS)
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionConfig:
+    """The parts.
+
+    Attributes:
+        denoiser: what predicts.
+        autoencoder: of what latents are latents of.
+        schedule: the noise of training and the sampler.
+        size: (height, width) in pixels of what is drawn; None: what the denoiser was trained with.
+        negative_tokens: a text, as the generator's own encoder reads it, that guidance leads away from; (): guidance
+            leads away from what the output projector makes of no signal, states of zeros.
+    """
+
+    denoiser: DenoiserConfig
+    autoencoder: LatentConfig
+    schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
+    size: tuple[int, int] | None = None
+    negative_tokens: tuple[int, ...] = ()
+
+    kind: ClassVar[str] = "diffusion"
+
+    def __post_init__(self):
+        out, latent = self.denoiser.out_channels, self.autoencoder.latent_channels
+        if (self.denoiser.in_channels, out) != (latent, latent):
+            raise ConfigError(
+                f"diffusion.denoiser maps {self.denoiser.in_channels} channels to {out}; latents have {latent}"
+            )
+        by = self.autoencoder.downsampling
+        if self.size is not None and any(side % by or side < by for side in self.size):
+            raise ConfigError(f"diffusion.size is {self.size}; sides must be multiples of {by}")
+
+    @property
+    def condition_width(self) -> int:
+        """Channels of a condition's tokens; where the denoiser reads none, of its pooled vector."""
+        return self.denoiser.context_width or self.denoiser.pooled_width
+
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """Shape of the smallest latent that `create` may be called with."""
+        return self.denoiser.feature_shape
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Shape of the latent of what is drawn."""
+        by, side = self.autoencoder.downsampling, self.denoiser.sample_size
+        height, width = (side, side) if self.size is None else (part // by for part in self.size)
+        return (height, width, self.autoencoder.latent_channels)
+
+    def check_encoder(self, encoder: Any) -> None:
+        """Raises ConfigError unless the generator's text encoder, if there is one, gives what the denoiser reads."""
+        if encoder is None and self.negative_tokens:
+            raise ConfigError("diffusion.negative_tokens needs the generator's text encoder in generator_encoders")
+        width = getattr(encoder, "width", None)
+        if encoder is not None and width != self.condition_width:
+            raise ConfigError(
+                f"the generator's encoder gives {width} channels, its denoiser reads {self.condition_width}"
+            )
+
+
+class Diffusion(nn.Module):
+    """Parameters denoiser and autoencoder. The autoencoder computes in float32: its range is that of no other dtype.
+
+    Attributes:
+        config: the parts.
+        dtype: compute dtype of the denoiser.
+        remat: rematerialisation policy of its blocks.
+    """
+
+    config: DiffusionConfig
+    dtype: jnp.dtype = jnp.float32
+    remat: str = "none"
+
+    def setup(self):
+        c = self.config
+        self.denoiser = DENOISERS[type(c.denoiser)](c.denoiser, self.dtype, self.remat)
+        self.autoencoder = AUTOENCODERS[type(c.autoencoder)](c.autoencoder)
+
+    def __call__(self, noisy: jax.Array, times: jax.Array, condition: Condition) -> jax.Array:
+        """What the denoiser says of noisy latents [B, h, w, C] at times [B], float32."""
+        return self.denoiser(noisy, times, condition).astype(jnp.float32)
+
+    def encode(self, media: jax.Array) -> jax.Array:
+        """Media [B, H, W, 3] from -1 to 1 -> the middle of their latents [B, h, w, C], as the denoiser knows them."""
+        encoded = self.autoencoder.encode(media)
+        return scaled(self.config.autoencoder, getattr(encoded, "mean", encoded))
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        """Latents [B, h, w, C] -> media [B, H, W, 3] from 0 to 1."""
+        media = self.autoencoder.decode(unscaled(self.config.autoencoder, latents.astype(jnp.float32)))
+        return jnp.clip(media / 2 + 0.5, 0, 1)
+
+    def create(self, latents: jax.Array) -> None:
+        """Touches every parameter once: what `init` runs. latents [B, h, w, C]."""
+        self.denoiser.create(latents)
+        self.autoencoder.create(jnp.zeros((1, *self.config.autoencoder.feature_shape)))
+
+
+def denoising_loss(
+    module: Diffusion,
+    params: Mapping[str, Any],
+    latents: jax.Array,
+    condition: Condition,
+    noise: jax.Array,
+    times: jax.Array,
+) -> jax.Array:
+    """float32 [B]: mean squared difference of the denoiser's prediction and its target, see `noise.target`.
+
+    Args:
+        module, params: the generator.
+        latents: [B, h, w, C], clean.
+        condition: of B rows.
+        noise: of the latents' shape, normal.
+        times: [B], whole ones of training, or any for straight lines.
+    """
+    config = module.config.schedule.noise
+    latents = latents.astype(jnp.float32)
+    said = module.apply({"params": params}, add_noise(config, latents, noise, times), times, condition)
+    error = said - target(config, latents, noise, times)
+    return jnp.mean(jnp.square(error), axis=tuple(range(1, error.ndim)))
+
+
+def draw_noise(config: DiffusionConfig, rng: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """Normal noise of a shape [B, ...] and times [B], evenly over those of training."""
+    first, second = jax.random.split(rng)
+    noise = config.schedule.noise
+    if noise.flow:
+        times = jax.random.uniform(second, shape[:1], maxval=float(noise.train_steps))
+    else:
+        times = jax.random.randint(second, shape[:1], 0, noise.train_steps)
+    return jax.random.normal(first, shape), times
+
+
+def draw(
+    module: Diffusion,
+    params: Mapping[str, Any],
+    condition: Condition,
+    without: Condition,
+    steps: Steps,
+    scale: jax.Array | float,
+    noise: jax.Array,
+    rng: jax.Array,
+) -> jax.Array:
+    """Media [B, H, W, 3] from 0 to 1, drawn from noise by classifier-free guidance.
+
+    Args:
+        module, params: the generator.
+        condition, without: of B rows each: what is asked for, and what guidance leads away from.
+        steps: the sampler's table.
+        scale: of guidance, see `guided`.
+        noise: [B, h, w, C], normal.
+        rng: for samplers that add noise.
+    """
+    variables = {"params": params}
+    both = jax.tree.map(lambda one, two: jnp.concatenate([one, two]), without, condition)
+    denoise = lambda x, time, both: module.apply(variables, x, jnp.broadcast_to(time, x.shape[:1]), both)
+    latents = sample(guided(denoise, scale, both), steps, first_latent(steps, noise), rng)
+    return module.apply(variables, latents, method="decode")
