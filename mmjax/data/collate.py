@@ -8,6 +8,7 @@ import numpy as np
 from mmjax.data.contracts import Batch, Media, TextStream
 from mmjax.data.items import Room, TokenPlanError, arranged, stack_items
 from mmjax.data.samples import Bucket, Sample
+from mmjax.data.targets import count_of, stacked
 from mmjax.data.token_plan import TokenPlan
 
 
@@ -101,21 +102,11 @@ def _drawn(samples: Sequence[Sample], plan: TokenPlan, rows: int, bucket: Bucket
     for port, count in bucket.drawn:
         if not count:
             continue
-        shapes = plan.drawn[port]
-        shapes = {name: (count, *shape) if name == "masks" else shape for name, shape in shapes.items()}
-        out[port] = {name: np.zeros((rows, *shape), np.float32) for name, shape in shapes.items()}
-        out[port]["weights"] = np.zeros((rows, count), np.float32)
-        for row, sample in enumerate(samples):
-            arrays = sample.targets.get(port)
-            if arrays is None:
-                continue
-            number = len(arrays["masks"])
+        for sample in samples:
+            number = count_of(plan.drawn[port], sample.targets[port]) if port in sample.targets else 0
             if number > count:
-                raise TokenPlanError(f"{sample.name}: {number} masks to draw do not fit the bucket's {count}")
-            for name, array in arrays.items():
-                place = (row, slice(number)) if name == "masks" else row
-                out[port][name][place] = array
-            out[port]["weights"][row, :number] = 1
+                raise TokenPlanError(f"{sample.name}: {number} {port} items to draw do not fit the bucket's {count}")
+        out[port] = stacked(plan.drawn[port], rows, count, [sample.targets.get(port) for sample in samples])
     return out or None
 
 

@@ -36,10 +36,15 @@ class TextPart:
 
 @dataclass(frozen=True, eq=False)
 class MediaPart:
-    """One item of a port. source: a path, the bytes of a file, a numpy array or a PIL image; of regions a `Region`."""
+    """One item of a port.
+
+    source: a path, the bytes of a file, a numpy array or a PIL image; of regions a `Region`. caption: what it shows,
+    for a model that is to make it.
+    """
 
     port: str
     source: Any
+    caption: str | None = None
 
 
 @dataclass(frozen=True)
@@ -223,6 +228,9 @@ class _Reader:
                 raise self.error(f"{where}: a text part needs a text that is not empty, found {text!r}")
             return TextPart(text)
         if kind in PORTS:
+            caption = part.get("caption")
+            if caption is not None and (not isinstance(caption, str) or not caption):
+                raise self.error(f"{where}.caption must be a text that is not empty, found {caption!r}")
             for key in ("path", "url", kind, "base64", "data"):
                 if part.get(key) is not None:
                     value = part[key]
@@ -232,8 +240,8 @@ class _Reader:
                         if key in ("base64", "data")
                         else self._source(value, where)
                     )
-                    return MediaPart(kind, source)
-            return MediaPart(kind, self._next(kind))
+                    return MediaPart(kind, source, caption)
+            return MediaPart(kind, self._next(kind), caption)
         if kind in REGIONS:
             bare = kind in _LISTED and set(part) == {"type"}
             return MediaPart(kind, self._next(kind) if bare else self._region(part, where))

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mmjax.data.chat_template import MediaSpan, Span, TextSpan
-from mmjax.data.conversation import Conversation, MediaPart
+from mmjax.data.conversation import Conversation
 from mmjax.data.region_places import Placement, image_numbers
 from mmjax.data.region_processor import RegionProcessor
 from mmjax.data.regions import RegionError
+from mmjax.data.targets import TargetArray
 
 # SAM's.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -50,10 +50,11 @@ class MaskTargets:
         return {"mask_processor_type": "MaskTargets", **fields}
 
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of a row's arrays, see `arrays`; of "masks" that of one."""
+    def specs(self) -> dict[str, TargetArray]:
+        """A row's arrays, see `arrays`."""
         side = (self.mask_size, self.mask_size)
-        return {"images": (self.image_size, self.image_size, 3), "masks": side, "pixels": side}
+        images = TargetArray((self.image_size, self.image_size, 3))
+        return {"images": images, "masks": TargetArray(side, each=True), "pixels": TargetArray(side)}
 
     def inner_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """(height, width) of an image in its square."""
@@ -96,39 +97,22 @@ class MaskTargets:
         pixels = ((middle < place.down[1])[:, None] & (middle < place.right[1])).astype(np.float32)
         return {"images": self.image(image), "masks": np.stack(drawn), "pixels": pixels}
 
+    def targets(
+        self, conversation: Conversation, port: str, opened: Mapping[str, Sequence[Image.Image]]
+    ) -> dict[str, np.ndarray] | None:
+        """`arrays` of a conversation, or None where nothing is to be drawn.
 
-def targets_of(
-    conversation: Conversation, port: str, recipe: MaskTargets, images: Sequence[Image.Image]
-) -> dict[str, np.ndarray] | None:
-    """`MaskTargets.arrays` of a conversation, or None where nothing is to be drawn.
-
-    Raises:
-        RegionError: masks of several images; an image that is not there.
-    """
-    parts = conversation.media(port)
-    if not parts:
-        return None
-    numbers = image_numbers(conversation, port, recipe.images)
-    if len(set(numbers)) > 1:
-        raise RegionError(
-            f"{conversation.name}: its masks are of images {sorted(set(numbers))}; those of one conversation are of one"
-        )
-    return recipe.arrays(images[numbers[0] - 1], [part.source for part in parts], f"{conversation.name}: {port}")
-
-
-def as_signals(spans: Sequence[Span], conversation: Conversation, signals: Mapping[str, tuple[int, ...]]) -> list[Span]:
-    """The spans with every mask as the tokens of its port's signal, which are targets where their message is one."""
-    messages = [*conversation.messages, *(message for branch in conversation.branches for message in branch)]
-    trained: dict[str, list[bool]] = {port: [] for port in signals}
-    for message in messages:
-        for part in message.parts:
-            if isinstance(part, MediaPart) and part.port in signals:
-                trained[part.port].append(message.trained)
-    out: list[Span] = []
-    for span in spans:
-        if isinstance(span, MediaSpan) and span.port in signals:
-            ids = tuple(signals[span.port])
-            out.append(TextSpan(ids, (trained[span.port][span.item],) * len(ids)))
-        else:
-            out.append(span)
-    return out
+        Raises:
+            RegionError: masks of several images; an image that is not there.
+        """
+        parts = conversation.media(port)
+        if not parts:
+            return None
+        numbers = image_numbers(conversation, port, self.images)
+        if len(set(numbers)) > 1:
+            raise RegionError(
+                f"{conversation.name}: its masks are of images {sorted(set(numbers))}; those of one conversation are "
+                "of one"
+            )
+        image, sources = opened[self.images][numbers[0] - 1], [part.source for part in parts]
+        return self.arrays(image, sources, f"{conversation.name}: {port}")

@@ -14,11 +14,11 @@ from mmjax.data.answers import without_targets
 from mmjax.data.chat_template import MediaSpan, Shown, Span, encode_branches, encode_conversation, encode_plain
 from mmjax.data.conversation import Conversation, MediaPart, TextPart, parse_record
 from mmjax.data.items import Layout, MediaSize, TokenPlanError
-from mmjax.data.mask_targets import as_signals, targets_of
 from mmjax.data.recipes import Recipe, recipe_from_hf, source_of
 from mmjax.data.region_places import image_numbers, placement
 from mmjax.data.region_processor import RegionProcessor
 from mmjax.data.samples import Sample
+from mmjax.data.targets import as_signals, with_outputs
 from mmjax.data.token_plan import TokenPlan
 from mmjax.data.tokenizer import Tokenizer, load_tokenizer
 from mmjax.data.views import with_views
@@ -98,7 +98,7 @@ class Processor:
             count=self.count,
             media_tokens=self.media_tokens,
             item_shapes={port: shape for port, shape in shapes.items() if shape is not None},
-            drawn={port: self.images[port].shapes for port in self.signals if port in self.images},
+            drawn={port: self.images[port].specs for port in self.signals if port in self.images},
             layouts=self.layouts,
             axes=self.axes,
             bidirectional=self.bidirectional,
@@ -130,7 +130,7 @@ class Processor:
             FileNotFoundError: naming the sample and the path of an image.
         """
         plan, name = self.plan, conversation.name
-        conversation = with_views(conversation, self.views)
+        conversation = with_views(with_outputs(conversation, self.signals), self.views)
         parts = {port: conversation.media(port) for port in {*plan.ports, *conversation.ports} - {*self.signals}}
         regional = [port for port in parts if isinstance(self.images.get(port), RegionProcessor)]
         opened = {
@@ -172,12 +172,13 @@ class Processor:
     def _targets(
         self, conversation: Conversation, opened: Mapping[str, Sequence[tuple[Any, Source]]]
     ) -> dict[str, Any]:
-        """What generators are to draw, see `mmjax.data.mask_targets`; a port without a recipe has none."""
-        found = {}
-        for port in self.signals:
-            recipe = self.images.get(port)
-            images = [] if recipe is None else [image for image, _ in opened.get(recipe.images, ())]
-            found[port] = None if recipe is None else targets_of(conversation, port, recipe, images)
+        """What generators are to draw, see `mmjax.data.targets`; a port without a recipe has none."""
+        images = {port: [image for image, _ in media] for port, media in opened.items()}
+        found = {
+            port: self.images[port].targets(conversation, port, images)
+            for port in self.signals
+            if port in self.images
+        }
         return {port: arrays for port, arrays in found.items() if arrays is not None}
 
     def from_record(

@@ -30,8 +30,8 @@ class Sample:
             where there are no such ports.
         answer, answer_weights: int32 and float32 [A], of an encoder-decoder what it writes, whose tokens are then
             not among `tokens`; None for other models.
-        targets: port of a generator -> arrays that its loss compares with: "masks" [R, h, w], one for each signal, and
-            others of the row; a port without any is not there.
+        targets: port of a generator -> arrays that its loss compares with, some with one for each signal [R, ...], see
+            `mmjax.data.targets`; a port without any is not there.
         instruction: int32 [Q], what a projector reads beside the media, in the tokens of its own tokenizer; None where
             none does.
     """

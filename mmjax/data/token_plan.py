@@ -19,6 +19,7 @@ from mmjax.data.inside import SEES, seen_items
 from mmjax.data.items import Layout, MediaSize, TokenPlanError, run_of
 from mmjax.data.positions import axis_positions
 from mmjax.data.samples import Bucket, Sample, SampleTooLong
+from mmjax.data.targets import TargetArray, count_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +49,8 @@ class TokenPlan:
             item stands in the text as its port's one media token, or as nothing where the port has none.
         start_token: what an encoder-decoder's decoder reads first; None for models that write behind what they read.
         instructed: port whose projector reads an instruction beside the media -> how many tokens of it at most.
-        drawn: port of a generator -> shapes of the arrays that a row's loss compares with, by name, that of "masks" of
-            one of R; `items` may say how many a row has.
+        drawn: port of a generator -> the arrays that a row's loss compares with, by name; `items` may say how many
+            signals a row has.
     """
 
     count: Callable[[str, Any, Any], int]
@@ -67,7 +68,7 @@ class TokenPlan:
     inside: Mapping[str, str] = dataclasses.field(default_factory=dict)
     start_token: int | None = None
     instructed: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    drawn: Mapping[str, Mapping[str, tuple[int, ...]]] = dataclasses.field(default_factory=dict)
+    drawn: Mapping[str, Mapping[str, TargetArray]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         ladders = {"lengths": self.lengths, "targets": self.targets or (1,)}
@@ -195,9 +196,11 @@ class TokenPlan:
                     f"{sample.name}: {len(counts)} {port} items, more than the largest bucket of {most}"
                 )
         for port, arrays in sample.targets.items():
-            count, most = len(arrays["masks"]), self._items(port)[-1]
+            count, most = count_of(self.drawn[port], arrays), self._items(port)[-1]
             if count > most:
-                raise SampleTooLong(f"{sample.name}: {count} masks to draw, more than the largest bucket of {most}")
+                raise SampleTooLong(
+                    f"{sample.name}: {count} {port} items to draw, more than the largest bucket of {most}"
+                )
         for port in self.spread:
             count, most = self.count_entries(sample, port), self.entries.get(port, (1 << 62,))[-1]
             if count > most:
@@ -318,7 +321,10 @@ class TokenPlan:
         answer = _smallest(_doubling(self.lengths[-1]), written) if written else 0
         ladder = self._targets(length if self.start_token is None else max(answer, 1))
         targets = _smallest(ladder, max((sample.num_targets for sample in samples), default=0))
-        counts = {port: [len(s.targets[port]["masks"]) for s in samples if port in s.targets] for port in self.drawn}
+        counts = {
+            port: [count_of(specs, sample.targets[port]) for sample in samples if port in sample.targets]
+            for port, specs in self.drawn.items()
+        }
         drawn = tuple((port, _smallest(self._items(port), max(found, default=0))) for port, found in counts.items())
         return Bucket(length, items, targets, grouped, entries, answer, drawn)
 

@@ -156,6 +156,9 @@ class HuggingFaceCore:
             if (token.special or _is_markup(token.content)) and not _BYTE_TOKEN.fullmatch(token.content)
         }
         self.vocab_size = max(raw.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        # A tokenizer that was saved after use keeps the padding of its last call, which would hide its frame.
+        raw.no_padding()
+        raw.no_truncation()
         spec = json.loads(raw.to_str())
         _hide_tokens(spec, self.controls)
         self._first = self._continued = type(raw).from_str(json.dumps(spec))

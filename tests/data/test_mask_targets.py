@@ -98,7 +98,7 @@ def test_batches_hold_what_the_loss_compares_with():
     whole = collate(samples[1:], dataclasses.replace(made, lengths=(64,)).plan, bucket=made.plan.bucket(samples))
     assert whole.targets["mask"]["weights"].shape == (2, 1) and not whole.targets["mask"]["weights"].any()
     many = answer(*(mask(0, 0, 1, 1) for _ in range(3)), "!")
-    with pytest.raises(SampleTooLong, match="many: 3 masks to draw"):
+    with pytest.raises(SampleTooLong, match="many: 3 mask items to draw"):
         made.sample(Conversation((turn(picture(), "?"), many), name="many"))
 
 

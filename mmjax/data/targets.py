@@ -1,0 +1,93 @@
+"""What generators are to make of a text's signals: which parts of a record those are, and their arrays in a batch.
+
+A recipe of such a port has `specs`, port's arrays by name, and `targets(conversation, port, opened)`, those of one
+conversation.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mmjax.data.chat_template import MediaSpan, Span, TextSpan
+from mmjax.data.conversation import Conversation, MediaPart, Message
+
+# The port of what a model makes, by that of what it is shown.
+OUT = "_out"
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetArray:
+    """An array that a generator's loss compares with.
+
+    Attributes:
+        shape: of one.
+        dtype: its.
+        each: whether there is one for each signal of a row, not one for the row.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    each: bool = False
+
+
+def count_of(specs: Mapping[str, TargetArray], arrays: Mapping[str, np.ndarray]) -> int:
+    """Signals of a sample: as many as it has of the arrays that each of them has."""
+    return len(arrays[next(name for name, spec in specs.items() if spec.each)])
+
+
+def stacked(
+    specs: Mapping[str, TargetArray], rows: int, count: int, found: Sequence[Mapping[str, np.ndarray] | None]
+) -> dict[str, np.ndarray]:
+    """The arrays of a batch, [B, R, ...] or [B, ...], zeros where there is nothing, as "weights" [B, R] says."""
+    lead = {name: (rows, count) if spec.each else (rows,) for name, spec in specs.items()}
+    out = {name: np.zeros((*lead[name], *spec.shape), spec.dtype) for name, spec in specs.items()}
+    out["weights"] = np.zeros((rows, count), np.float32)
+    for row, arrays in enumerate(found):
+        if arrays is None:
+            continue
+        number = count_of(specs, arrays)
+        for name, spec in specs.items():
+            out[name][(row, slice(number)) if spec.each else row] = arrays[name]
+        out["weights"][row, :number] = 1
+    return out
+
+
+def with_outputs(conversation: Conversation, signals: Mapping[str, Any]) -> Conversation:
+    """The conversation with the media of assistants' messages as parts of the ports that the model makes them at."""
+    ports = {port.removesuffix(OUT): port for port in signals if port.endswith(OUT)}
+
+    def renamed(message: Message) -> Message:
+        if message.role != "assistant":
+            return message
+        parts = (
+            dataclasses.replace(part, port=ports[part.port])
+            if isinstance(part, MediaPart) and part.port in ports
+            else part
+            for part in message.parts
+        )
+        return dataclasses.replace(message, parts=tuple(parts))
+
+    if not ports:
+        return conversation
+    branches = tuple(tuple(map(renamed, branch)) for branch in conversation.branches)
+    return dataclasses.replace(conversation, messages=tuple(map(renamed, conversation.messages)), branches=branches)
+
+
+def as_signals(spans: Sequence[Span], conversation: Conversation, signals: Mapping[str, tuple[int, ...]]) -> list[Span]:
+    """The spans with all that is to be drawn as the tokens of its port's signal, targets where their message is one."""
+    messages = [*conversation.messages, *(message for branch in conversation.branches for message in branch)]
+    trained: dict[str, list[bool]] = {port: [] for port in signals}
+    for message in messages:
+        for part in message.parts:
+            if isinstance(part, MediaPart) and part.port in signals:
+                trained[part.port].append(message.trained)
+    out: list[Span] = []
+    for span in spans:
+        if isinstance(span, MediaSpan) and span.port in signals:
+            ids = tuple(signals[span.port])
+            out.append(TextSpan(ids, (trained[span.port][span.item],) * len(ids)))
+        else:
+            out.append(span)
+    return out
