@@ -29,6 +29,7 @@ from mmjax.encoder_model import EncoderModel
 from mmjax.infer.batch import answer_text
 from mmjax.infer.chat import TextStreamer
 from mmjax.infer.generate import GenerateOptions, Programs, check_request, generate, program_length, with_start
+from mmjax.infer.media import MediaPrograms, draw_options, generate_media
 from mmjax.interop import huggingface
 from mmjax.interop.gguf import decoder_from_gguf, load_gguf, read_gguf
 from mmjax.interop.huggingface.input_items import integers
@@ -36,12 +37,15 @@ from mmjax.interop.huggingface.inputs import MEDIA_NAMES, TOKEN_TYPES, counted_p
 from mmjax.interop.huggingface.token_types import bidirectional_groups
 from mmjax.interop.locate import locate
 from mmjax.interop.segmenter import SegmenterConfig
-from mmjax.latent_diffusion_model import INDEX, LatentDiffusion, load_latent_diffusion
 from mmjax.model import MultimodalLM, MultimodalLMConfig
 from mmjax.paths import flatten
+from mmjax.pipelines import INDEX, Pipeline, load_pipeline
+from mmjax.pipelines.component_model import AutoencoderModel, Denoiser, is_component, load_component
 from mmjax.save import save
 from mmjax.segmenter_model import SegmenterModel
 
+# What the media of a port are called in what `generate` gives.
+OUTPUTS = {"image_out": "images", "video_out": "videos", "audio_out": "audios"}
 # The kinds of model that an mmjax directory may hold.
 CONFIGS = {cls.kind: cls for cls in huggingface.MODELS}
 
@@ -65,12 +69,18 @@ class GenerateOutput:
         sequences: int32 [B, T + max_new_tokens], `input_ids` (of an encoder-decoder `decoder_input_ids`, or its start
             token) followed by `tokens`.
         text: the rows decoded, or None without a tokenizer.
+        images: of each row what it signalled, in order, float32 [H, W, 3] from 0 to 1; None without such a generator.
+        videos: likewise, [T, H, W, 3].
+        audios: likewise, [samples].
     """
 
     tokens: np.ndarray
     lengths: np.ndarray
     sequences: np.ndarray
     text: list[str] | None = None
+    images: list[list[np.ndarray]] | None = None
+    videos: list[list[np.ndarray]] | None = None
+    audios: list[list[np.ndarray]] | None = None
 
 
 class Reply(str):
@@ -108,6 +118,11 @@ class Model:
     def programs(self) -> Programs:
         """The compiled programs of generation; `programs.compilations` counts them."""
         return Programs(self.module)
+
+    @functools.cached_property
+    def drawing(self) -> MediaPrograms:
+        """The compiled programs of the generators; `drawing.compilations` counts them."""
+        return MediaPrograms(self.module)
 
     @functools.cached_property
     def _forward(self) -> Callable[..., Any]:
@@ -221,19 +236,30 @@ class Model:
         decoder_input_ids: Any = None,
         **options: Any,
     ) -> GenerateOutput:
-        """Generates from every row; text and media as in `batch`, all else as `options_of`."""
+        """Generates from every row; text and media as in `batch`, all else as `options_of`.
+
+        A model with generators also makes what it signals; `num_inference_steps`, `guidance_scale` and `seed` are then
+        those of `DrawOptions` too.
+        """
+        drawn = draw_options(self.module, options)
         media = {name: options.pop(name) for name in MEDIA_NAMES if name in options}
         chosen = self.options_of(**options)
         batch = self.batch(input_ids, attention_mask, None, position_ids, decoder_input_ids, **media)
         batch = with_start(self.module, batch)
-        out = generate(self.module, self.params, batch, chosen, self.programs)
+        made: dict[str, Any] = {}
+        if drawn is None:
+            out = generate(self.module, self.params, batch, chosen, self.programs)
+        else:
+            programs = self.programs, self.drawing
+            out, made = generate_media(self.module, self.params, batch, chosen, drawn, *programs)
         text = None
         if self.processor is not None:
             rows = zip(out.tokens, out.lengths, strict=True)
             text = [answer_text(self.processor.tokenizer, row[:length], chosen) for row, length in rows]
         written = batch.texts[self.config.streams[-1]]
         sequences = np.concatenate([np.asarray(written.tokens), out.tokens], axis=1)
-        return GenerateOutput(out.tokens, out.lengths, sequences, text)
+        found = {name: made.get(port) for port, name in OUTPUTS.items()}
+        return GenerateOutput(out.tokens, out.lengths, sequences, text, **found)
 
     def options_of(
         self, eos_token_id: Any = None, pad_token_id: int | None = None, **options: Any
@@ -333,13 +359,13 @@ def from_pretrained(
     param_dtype: str | None = None,
     mesh: Any = None,
     skip: Sequence[str] = (),
-) -> Model | EncoderModel | SegmenterModel | LatentDiffusion:
+) -> Model | EncoderModel | SegmenterModel | Pipeline | Denoiser | AutoencoderModel:
     """Loads a model with its weights.
 
     Args:
-        path: a directory in transformers layout (the families of `huggingface.FAMILIES`) or of diffusers'
-            StableDiffusionPipeline, an mmjax directory, a `.gguf` file, a `gs://` directory, or the name of a
-            repository on the hub.
+        path: a directory in transformers layout (the families of `huggingface.FAMILIES`), one of diffusers'
+            pipelines (`mmjax.pipelines.PIPELINES`) or components, an mmjax directory, a `.gguf` file, a `gs://`
+            directory, or the name of a repository on the hub.
         dtype: of computation, "float32" or "bfloat16".
         param_dtype: of the weights, if it is to differ from `dtype`.
         mesh: a `jax.sharding.Mesh` to place the weights on, leaf by leaf as they are read; not of a pipeline.
@@ -362,7 +388,11 @@ def from_pretrained(
     if (place / INDEX).exists():
         if mesh is not None:
             raise ValueError(f"{place}: a pipeline's weights are not placed on a mesh here")
-        return load_latent_diffusion(place, dtype, param_dtype, skip)
+        return load_pipeline(place, dtype, param_dtype, skip)
+    if is_component(place):
+        if mesh is not None:
+            raise ValueError(f"{place}: a diffusion component's weights are not placed on a mesh here")
+        return load_component(place, dtype, param_dtype)
     if (place / "config.json").exists():
         return _from_huggingface(place, dtype, param_dtype, mesh)
     raise ConfigError(

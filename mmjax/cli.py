@@ -222,25 +222,35 @@ def _add_generate(commands) -> None:
     parser.add_argument("--batch-size", type=int, default=8, metavar="B", help="rows of a batch; default: 8")
     parser.add_argument("--image-root", metavar="DIR", help="where image paths start; default: beside -i")
     _add_sampling(parser)
+    group = parser.add_argument_group("models that draw", "what they make is written to a folder beside -o")
+    group.add_argument("--steps", type=int, metavar="N", help="of the sampler; default: 50")
+    group.add_argument("--guidance-scale", type=float, metavar="S", help="1 is none; default: 7.5")
 
 
 def _generate(args) -> None:
     from mmjax.infer.batch import run_file
+    from mmjax.infer.media import draw_options
 
     if not args.input.is_file():
         raise FileNotFoundError(f"{args.input}: no such file")
     model = _load(args)
+    options = _sampling(args, model)
+    said = {"num_inference_steps": args.steps, "guidance_scale": args.guidance_scale}
+    said = {name: value for name, value in said.items() if value is not None}
+    draw = draw_options(model.module, {**said, "seed": options.seed})
     report = run_file(
         model.module,
         model.params,
         model.processor,
         args.input,
         args.output,
-        _sampling(args, model),
+        options,
         model.processor.plan,
         args.batch_size,
         model.programs,
         image_root=args.image_root,
+        draw=draw,
+        drawing=None if draw is None else model.drawing,
     )
     print(f"{args.output}: {report}")
 

@@ -228,7 +228,7 @@ def draw_media(
     states: jax.Array,
     steps: Steps,
     scale: jax.Array | float,
-    rng: jax.Array,
+    keys: jax.Array,
 ) -> jax.Array:
     """One image of each signal, float32 [B, R, H, W, 3] from 0 to 1.
 
@@ -239,12 +239,17 @@ def draw_media(
         states: [B, R, K, D], from `signal_states`.
         steps: the sampler's table.
         scale: of classifier-free guidance; at 1 there is none.
-        rng: of the first noise and of samplers that add some. Each signal's is its own.
+        keys: random keys [B, R], each signal's own, of its first noise and of samplers that add some.
     """
     rows, generator = states.shape[0] * states.shape[1], model.config.generators[port]
     asked, without = alike(condition(model, params, port, states), no_condition(model, params, port))
     without = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (rows, *leaf.shape[1:])), without)
-    first, later = jax.random.split(rng)
-    noise = jax.random.normal(first, (rows, *generator.latent_shape))
+    noise, later = signal_noise(keys.reshape(-1), generator.latent_shape)
     drawn = draw(generator_of(model, port), params["generators"][port], asked, without, steps, scale, noise, later)
     return drawn.reshape(*states.shape[:2], *drawn.shape[1:])
+
+
+def signal_noise(keys: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """Normal noise [n, *shape] and keys [n] for what is drawn later, of keys [n]."""
+    both = jax.vmap(jax.random.split)(keys)
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(both[:, 0]), both[:, 1]

@@ -23,7 +23,7 @@ from mmjax.model import MultimodalLM, MultimodalLMConfig
 from mmjax.nn.lora import LoRAConfig
 from mmjax.output_projectors import MLPOutputConfig
 from mmjax.paths import flatten, unflatten
-from mmjax.signals import condition, draw_media, no_condition, signal_states
+from mmjax.signals import condition, draw_media, no_condition, signal_noise, signal_states
 from mmjax.train.signal_loss import SignalLoss
 
 SIGNAL = (58, 59)
@@ -250,7 +250,7 @@ def test_media_are_encoded_and_drops_lead_to_no_condition(parts):
 def test_drawn_images_are_those_of_diffusers(parts, negative):
     generator = dataclasses.replace(parts.config.generators["image_out"], size=(12, 16), negative_tokens=negative)
     model = MultimodalLM(dataclasses.replace(parts.config, generators={"image_out": generator}))
-    text, rng = example().text, jax.random.key(5)
+    text, keys = example().text, jax.random.split(jax.random.key(5), (3, 2))
     rows, shape = 6, (6, 6, 8, 4)
 
     @jax.jit
@@ -258,7 +258,7 @@ def test_drawn_images_are_those_of_diffusers(parts, negative):
         states, real = signal_states(model, "image_out", text, model.forward(params, {"text": text}), 2)
         asked = condition(model, params, "image_out", states).sequence
         without = no_condition(model, params, "image_out").sequence
-        return draw_media(model, params, "image_out", states, steps, 3.0, rng), asked, without, real
+        return draw_media(model, params, "image_out", states, steps, 3.0, keys), asked, without, real
 
     count = 5
     drawn, asked, without, real = run(parts.params, make_steps(generator.schedule, count, capacity=8))
@@ -269,7 +269,7 @@ def test_drawn_images_are_those_of_diffusers(parts, negative):
         np.testing.assert_allclose(without, known, atol=1e-4)
     scheduler = diffusers.DDIMScheduler(clip_sample=False, set_alpha_to_one=True)
     scheduler.set_timesteps(count)
-    x = torch.tensor(np.array(jax.random.normal(jax.random.split(rng)[0], shape))).permute(0, 3, 1, 2)
+    x = torch.tensor(np.array(signal_noise(keys.reshape(-1), shape[1:])[0])).permute(0, 3, 1, 2)
     both = torch.tensor(np.concatenate([np.broadcast_to(without, asked.shape), asked]))
     with torch.no_grad():
         for time in scheduler.timesteps:

@@ -17,7 +17,8 @@ from mmjax.encoders.sam import SamEncoder, SamEncoderConfig
 from mmjax.encoders.vit import ViTConfig
 from mmjax.generators.mask_decoder import MaskDecoder, MaskDecoderConfig
 from mmjax.infer.generate import GenerateOptions, generate
-from mmjax.infer.masks import Drawing, continued, generate_masks
+from mmjax.infer.masks import Drawing, generate_masks
+from mmjax.infer.signals import continued
 from mmjax.model import MultimodalLM, MultimodalLMConfig
 from mmjax.nn.lora import LoRAConfig
 from mmjax.output_projectors import MLPOutputConfig

@@ -28,7 +28,7 @@ def sample(denoise: Denoise, steps: Steps, latent: jax.Array, rng: jax.Array) ->
         denoise: the denoiser with everything that it is conditioned on.
         steps: the table.
         latent: [B, ...], see `first_latent`, or a noised image to go on from.
-        rng: for samplers that add noise; row i draws from `fold_in(rng, i)`.
+        rng: for samplers that add noise; row i draws from `fold_in(rng, i)`. Or [B] of them, one for each latent.
 
     Returns:
         The latent behind the last row, in the dtype of `latent`.
@@ -59,12 +59,43 @@ def guided(denoise: Callable[..., jax.Array], scale: jax.Array | float, conditio
     Args:
         denoise: (x [2 B, ...], time, conditions) -> prediction [2 B, ...].
         scale: how far to go from the prediction without a condition to that with it; 1 is the latter.
-        conditions: pytree with leaves [2 B, ...], those without the condition first.
+        conditions: pytree with leaves [2 B, ...], those without the condition first; or [B, ...], the condition
+            alone, and then `scale` counts for nothing.
     """
 
     def apply(x: jax.Array, time: jax.Array) -> jax.Array:
+        if jax.tree.leaves(conditions)[0].shape[0] == x.shape[0]:
+            return denoise(x, time, conditions)
         without, with_it = jnp.split(denoise(jnp.concatenate([x, x]), time, conditions), 2)
         return without + scale * (with_it - without)
+
+    return apply
+
+
+def _normal(rng: jax.Array, index: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    if not rng.ndim:
+        return jax.random.normal(jax.random.fold_in(rng, index), shape)
+    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, index), shape[1:]))(rng)
+
+
+def guided_by_image(
+    denoise: Callable[..., jax.Array], scale: jax.Array | float, image_scale: jax.Array | float, conditions: Any
+) -> Denoise:
+    """Guidance by a text and by an image, each with a weight of its own (Brooks et al., 2023, "InstructPix2Pix").
+
+    Args:
+        denoise: (x [3 B, ...], time, conditions) -> prediction [3 B, ...].
+        scale: how far to go from the prediction with the image alone to that with both.
+        image_scale: how far to go from the prediction without either to that with the image.
+        conditions: pytree with leaves [3 B, ...]: without either first, then with the image, then with both; or
+            [B, ...], both, and then the scales count for nothing.
+    """
+
+    def apply(x: jax.Array, time: jax.Array) -> jax.Array:
+        if jax.tree.leaves(conditions)[0].shape[0] == x.shape[0]:
+            return denoise(x, time, conditions)
+        without, image, both = jnp.split(denoise(jnp.concatenate([x] * 3), time, conditions), 3)
+        return without + scale * (both - image) + image_scale * (image - without)
 
     return apply
 
@@ -85,7 +116,7 @@ def _run(denoise, steps: Steps, latent: jax.Array, rng: jax.Array, mend) -> jax.
             return sum(jnp.where(weight != 0, weight * part, 0.0) for weight, part in zip(weights, parts, strict=True))
 
         new, anchor = mixed(row.latent), mixed(row.anchor)
-        fresh = lambda: row.noise * jax.random.normal(jax.random.fold_in(rng, index), x.shape)
+        fresh = lambda: row.noise * _normal(rng, index, x.shape)
         new = new + jax.lax.cond(row.noise != 0, fresh, lambda: jnp.zeros(x.shape))
         history = jax.tree.map(lambda pushed, old: jnp.where(row.push, pushed, old), (y, y1, y2), (y1, y2, y3))
         return mend(index + 1, new), anchor, history

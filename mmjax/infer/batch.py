@@ -25,6 +25,8 @@ from mmjax.data.samples import Bucket, Sample
 from mmjax.data.sources import open_source
 from mmjax.data.token_plan import TokenPlan
 from mmjax.infer.generate import GenerateOptions, Programs, check_room, generate
+from mmjax.infer.media import DrawOptions, MediaPrograms, generate_media
+from mmjax.infer.media_files import write_made
 from mmjax.model import MultimodalLM
 
 READERS = 2  # threads that decode images while the model computes
@@ -52,6 +54,15 @@ class BatchReport:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """How a model's generators draw, with their programs, and the folder that what they make is written to."""
+
+    options: DrawOptions
+    programs: MediaPrograms
+    directory: str
+
+
+@dataclass(frozen=True)
 class _Prompt:
     """One record made ready: `line` is the beginning of its output, finished if there is no sample."""
 
@@ -73,6 +84,7 @@ def run_batch(
     progress: Callable[[int, int, int], None] | None = None,
     skip: int = 0,
     image_root: str | None = None,
+    drawn: Drawn | None = None,
 ) -> BatchReport:
     """Generates an answer to every record.
 
@@ -87,12 +99,14 @@ def run_batch(
         batch_size: rows of every batch; a last batch that is not full repeats a row, so that no
             new shape compiles.
         write: takes one line for each record, in the records' order: {"index", "id" (if the record has one),
-            "text", "num_tokens", "reference" (the assistant's last message, if any)}, or {"index", "id",
-            "error"} for a record that could not be made into a prompt.
+            "text", "num_tokens", "reference" (the assistant's last message, if any)}, and with `drawn` "images",
+            "videos", "audios", paths of what was made; or {"index", "id", "error"} for a record that could not be
+            made into a prompt.
         programs: as in `generate`.
         progress: called with (records written, all records, errors so far).
         skip: number of records at the beginning to leave out, because their lines exist.
         image_root: folder that relative paths in the records start from.
+        drawn: None leaves signals undrawn.
 
     Raises:
         ValueError: batch_size below 1. What fails in the model itself is raised; bad records are not.
@@ -101,7 +115,6 @@ def run_batch(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     source = open_source(records)
     programs = Programs(model) if programs is None else programs
-    view = programs.view(params)
     compiled_before = Counter(programs.compilations)
     waiting: dict[Bucket, list[_Prompt]] = {}
     finished: dict[int, dict[str, Any]] = {}
@@ -116,7 +129,7 @@ def run_batch(
         prompts = waiting.pop(bucket)
         used[bucket] = None
         batches += 1
-        finished.update(_answer(model, view, processor, prompts, options, plan, batch_size, programs))
+        finished.update(_answer(model, params, processor, prompts, options, plan, batch_size, programs, drawn))
 
     def hand_over() -> None:
         nonlocal written, errors
@@ -144,6 +157,8 @@ def run_batch(
         run(bucket)
     hand_over()
     compiled = {name: n - compiled_before[name] for name, n in programs.compilations.items()}
+    if drawn is not None:
+        compiled["drawing"] = drawn.programs.compilations
     return BatchReport(
         records=len(source) - skip,
         errors=errors,
@@ -165,12 +180,15 @@ def run_file(
     batch_size: int = 8,
     programs: Programs | None = None,
     image_root: str | None = None,
+    draw: DrawOptions | None = None,
+    drawing: MediaPrograms | None = None,
 ) -> BatchReport:
     """`run_batch` from a JSONL (or JSON) file to a JSONL file, with progress on stderr.
 
     Lines that the output file holds already are kept and their records skipped; each new line is flushed,
     so a run that is killed loses only what was under way. Relative image paths start from `image_root`, by
-    default the input file's folder.
+    default the input file's folder. With `draw`, what a model's generators make is written to a folder beside the
+    output, of its name.
 
     Raises:
         FileNotFoundError: naming the input.
@@ -179,6 +197,10 @@ def run_file(
     source = open_source(os.fspath(input_path))
     root = os.path.dirname(os.path.abspath(input_path)) if image_root is None else image_root
     done = lines_done(output_path, len(source))
+    drawn = None
+    if draw is not None:
+        folder = os.path.splitext(os.fspath(output_path))[0]
+        drawn = Drawn(draw, MediaPrograms(model) if drawing is None else drawing, folder)
     with (
         open(output_path, "a", encoding="utf-8") as output,
         progress_on_stderr(done, len(source)) as progress,
@@ -189,7 +211,7 @@ def run_file(
             output.flush()
 
         return run_batch(
-            model, params, processor, source, options, plan, batch_size, write, programs, progress, done, root
+            model, params, processor, source, options, plan, batch_size, write, programs, progress, done, root, drawn
         )
 
 
@@ -287,17 +309,29 @@ def without_answer(conversation: Conversation) -> tuple[Conversation, str | None
     return replace(conversation, messages=tuple(messages)), reference
 
 
-def _answer(model, params, processor, prompts, options, plan, batch_size, programs) -> dict[int, dict[str, Any]]:
+def _answer(
+    model, params, processor, prompts, options, plan, batch_size, programs, drawn
+) -> dict[int, dict[str, Any]]:
     """Record number -> finished line, for at most `batch_size` prompts of one bucket."""
     rows = [*prompts, *[prompts[-1]] * (batch_size - len(prompts))]
     batch = collate([prompt.sample for prompt in rows], plan, pad_id=options.pad_id)
     numbers = np.array([prompt.index for prompt in rows], np.int32)
-    out = generate(model, params, batch, options, programs, rows=numbers)
+    made: Mapping[str, Any] = {}
+    if drawn is None:
+        out = generate(model, params, batch, options, programs, rows=numbers)
+    else:
+        drawing = drawn.options, programs, drawn.programs
+        out, made = generate_media(model, params, batch, options, *drawing, numbers.tolist(), len(prompts))
     lines = {}
-    for prompt, tokens, length in zip(prompts, out.tokens, out.lengths, strict=False):
-        answer = answer_text(processor.tokenizer, tokens[:length], options)
+    for row, prompt in enumerate(prompts):
+        length = int(out.lengths[row])
+        answer = answer_text(processor.tokenizer, out.tokens[row, :length], options)
         head = {key: prompt.line[key] for key in ("index", "id") if key in prompt.line}
-        lines[prompt.index] = {**head, "text": answer, "num_tokens": int(length), **prompt.line}
+        files = {}
+        if drawn is not None:
+            own = {port: media[row] for port, media in made.items()}
+            files = write_made(drawn.directory, f"{prompt.index:06d}", own)
+        lines[prompt.index] = {**head, "text": answer, "num_tokens": length, **files, **prompt.line}
     return lines
 
 

@@ -43,6 +43,8 @@ class GenerateOptions:
         stop_ids: a row is done after any of these, which is its last token.
         pad_id: what follows a row's last token.
         seed: of the draws, 0 to 2**32 - 1.
+        follow: (token, next token) pairs: behind the first of these tokens, wherever a row has written it, comes the
+            second, whatever the model says.
 
     Raises:
         ValueError: a value that cannot work, named with what would.
@@ -58,6 +60,7 @@ class GenerateOptions:
     stop_ids: tuple[int, ...] = ()
     pad_id: int = 0
     seed: int = 0
+    follow: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self):
         object.__setattr__(self, "stop_ids", tuple(int(i) for i in self.stop_ids))
@@ -89,6 +92,7 @@ class GenerateOptions:
             top_p=self.do_sample and self.top_p < 1,
             min_new_tokens=self.min_new_tokens > 0 and bool(self.stop_ids),
             repetition_penalty=self.repetition_penalty != 1,
+            follow=bool(self.follow),
         )
         stop_ids = np.full(-(-max(len(self.stop_ids), 1) // 4) * 4, NO_STOP_ID, np.int32)
         stop_ids[: len(self.stop_ids)] = self.stop_ids
@@ -99,6 +103,7 @@ class GenerateOptions:
             repetition_penalty=np.float32(self.repetition_penalty),
             stop_ids=stop_ids,
             pad_id=np.int32(self.pad_id),
+            follow=np.array(self.follow, np.int32).reshape(-1, 2),
         )
         return branches, numbers
 
@@ -286,7 +291,7 @@ class Programs:
             where = state.cache, length + newest, state.memory
             hidden, cache = model.step(params, embeddings, text.positions, mask, *where)
             logits = model.logits(params, hidden[:, 0])
-            token = sample(logits, state.keys, branches, numbers, state.step, state.seen)
+            token = sample(logits, state.keys, branches, numbers, state.step, state.seen, token[:, 0])
             return _append(replace(state, cache=cache), token, numbers)
 
         return _readable(lax.while_loop(go_on, body, state))

@@ -3,14 +3,14 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from mmjax.data.contracts import Batch, TextStream
+from mmjax.data.contracts import Batch
 from mmjax.generators.mask_decoder import Masks
-from mmjax.infer.generate import GenerateOptions, Generation, Programs, generate, prompt_stream
+from mmjax.infer.generate import GenerateOptions, Programs, generate, prompt_stream
+from mmjax.infer.signals import answers_only, continued, count_signals, power_of_two
 from mmjax.model import MultimodalLM
-from mmjax.signals import draw_masks, find_signals, generator_features, signal_states
+from mmjax.signals import draw_masks, generator_features, signal_states
 
 
 class Drawn(NamedTuple):
@@ -59,9 +59,8 @@ def generate_masks(
         raise ValueError("masks are not drawn by models that read media inside the backbone")
     out = generate(model, params, batch, options, programs)
     whole, start = continued(text, out), text.tokens.shape[1]
-    counts = drawing.count(whole, start)
-    # Few programs: one for each power of two.
-    most = 1 << max(int(counts.max()) - 1, 0).bit_length()
+    counts = count_signals(model, drawing.port, whole, start)
+    most = power_of_two(int(counts.max()))
     logits, iou = drawing(params, batch.replace(texts={"text": whole}), images, start, most)
     rows = [(logits[row, :count], iou[row, :count]) for row, count in enumerate(counts)]
     return Drawn(out.tokens, out.lengths, [mask for mask, _ in rows], [overlap for _, overlap in rows])
@@ -79,12 +78,6 @@ class Drawing:
         self.model, self.port = model, port
         self._run = jax.jit(self._masks, static_argnums=(3, 4))
 
-    def count(self, text: TextStream, start: int) -> np.ndarray:
-        """Signals of every row from token `start` on, int [B]."""
-        ids = self.model.config.signal_tokens[self.port]
-        _, real = find_signals(ids, _answers_only(text, start), text.tokens.shape[1])
-        return np.asarray(real).sum(axis=1)
-
     def __call__(
         self, params: dict[str, Any], batch: Batch, images: np.ndarray, start: int, most: int
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -95,40 +88,6 @@ class Drawing:
     def _masks(self, params: dict[str, Any], batch: Batch, images: jax.Array, start: int, most: int) -> Masks:
         media = self.model.encode_media(params, batch.media)
         hidden = self.model.forward(params, batch.texts, media, batch.media_owner)
-        states, _ = signal_states(self.model, self.port, _answers_only(batch.text, start), hidden, most)
+        states, _ = signal_states(self.model, self.port, answers_only(batch.text, start), hidden, most)
         features = generator_features(self.model, params, self.port, images)
         return draw_masks(self.model, params, self.port, states, features)
-
-
-def continued(text: TextStream, out: Generation) -> TextStream:
-    """A prompt and what was generated behind it as one stream, [B, T + N]."""
-    tokens, segments = np.asarray(text.tokens), np.asarray(text.segment_ids)
-    new = out.tokens.shape[1]
-    real = np.arange(new) < out.lengths[:, None]
-    positions = np.asarray(text.positions)
-    valid = segments > 0
-    ends = np.where(valid if positions.ndim == 2 else valid[..., None], positions, -1).reshape(len(tokens), -1)
-    after = (ends.max(axis=1)[:, None] + 1 + np.arange(new)) * real
-    after = after if positions.ndim == 2 else np.repeat(after[..., None], positions.shape[2], axis=2)
-
-    def joined(leaf: Any, behind: np.ndarray) -> Any:
-        return None if leaf is None else np.concatenate([np.asarray(leaf), behind.astype(np.int32)], axis=1)
-
-    def last(leaf: Any) -> np.ndarray:
-        """The group that the prompt ends in goes on."""
-        return np.zeros((len(tokens), 0)) if leaf is None else np.asarray(leaf).max(axis=1, keepdims=True) * real
-
-    return TextStream(
-        tokens=joined(tokens, out.tokens),
-        positions=joined(positions, after),
-        segment_ids=joined(segments, last(segments)),
-        media_index=joined(text.media_index, np.full(real.shape, -1)),
-        attend_group=joined(text.attend_group, last(text.attend_group)),
-        bidirectional_group=joined(text.bidirectional_group, np.zeros(real.shape)),
-    )
-
-
-def _answers_only(text: TextStream, start: int) -> TextStream:
-    """The stream with what stands before `start` marked as no text, so that its signals are none."""
-    index = jnp.full(text.tokens.shape, -1) if text.media_index is None else jnp.asarray(text.media_index)
-    return text.replace(media_index=jnp.where(jnp.arange(index.shape[1]) < start, 0, index))

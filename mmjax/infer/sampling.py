@@ -23,12 +23,13 @@ class Branches:
     top_p: bool = False
     min_new_tokens: bool = False
     repetition_penalty: bool = False
+    follow: bool = False
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Numbers:
-    """What the compiled program reads: float32 and int32 scalars, stop_ids int32 [n].
+    """What the compiled program reads: float32 and int32 scalars, stop_ids int32 [n], follow int32 [m, 2].
 
     stop_ids may be filled up with `NO_STOP_ID`, so that their number is no new shape.
     """
@@ -39,6 +40,7 @@ class Numbers:
     repetition_penalty: jax.Array
     stop_ids: jax.Array
     pad_id: jax.Array
+    follow: jax.Array
 
 
 NO_STOP_ID = 2**31 - 1  # beyond every vocabulary: equals no token, and a scatter to it is dropped
@@ -144,13 +146,24 @@ def sample(
     numbers: Numbers,
     step: jax.Array | int = 0,
     seen: jax.Array | None = None,
+    before: jax.Array | None = None,
 ) -> jax.Array:
     """The next token int32 [B] of every row.
 
     logits float32 [B, V]; keys [B], one per row for the whole generation (the step is folded in here);
     `step` is how many new tokens each row has already; `seen` bool [B, V] is needed only with a repetition
-    penalty.
+    penalty; `before` int32 [B], each row's newest token, only where tokens follow others.
     """
+    token = _choose(logits, keys, branches, numbers, step, seen)
+    if not branches.follow or before is None:
+        return token
+    first, second = numbers.follow[:, 0], numbers.follow[:, 1]
+    forced = jnp.max(jnp.where(before[:, None] == first, second, -1), axis=1)
+    return jnp.where(forced < 0, token, forced)
+
+
+def _choose(logits, keys, branches: Branches, numbers: Numbers, step, seen) -> jax.Array:
+    """What a row says next of its own accord."""
     if branches.repetition_penalty:
         logits = penalise_repeats(logits, seen, numbers.repetition_penalty)
     if branches.min_new_tokens:

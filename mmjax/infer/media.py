@@ -1,0 +1,169 @@
+"""Text with media: a model writes, and its generators make what its answer signals (Wu et al., 2024, "NExT-GPT")."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from mmjax.data.contracts import Batch
+from mmjax.generators.diffusion import DiffusionConfig
+from mmjax.generators.schedules import make_steps
+from mmjax.infer.generate import GenerateOptions, Generation, Programs, generate, prompt_stream
+from mmjax.infer.signals import answers_only, continued, count_signals, power_of_two
+from mmjax.model import MultimodalLM
+from mmjax.signals import draw_media, signal_states
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawOptions:
+    """How generators draw.
+
+    Attributes:
+        num_inference_steps: of the schedule.
+        guidance_scale: of classifier-free guidance; at 1 there is none.
+        seed: of the noise; what a row's signal gives does not depend on the rows beside it.
+    """
+
+    num_inference_steps: int = 50
+    guidance_scale: float = 7.5
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps must be at least 1, got {self.num_inference_steps}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must lie between 0 and {2**32 - 1}, got {self.seed}")
+
+
+def draw_options(model: MultimodalLM, options: dict[str, Any]) -> "DrawOptions | None":
+    """`DrawOptions` of those of `options` that only it knows, which are taken out, and its seed; None without media.
+
+    Raises:
+        ValueError: such an option for a model that draws nothing.
+    """
+    own = {name: options.pop(name) for name in ("num_inference_steps", "guidance_scale") if name in options}
+    if not media_ports(model):
+        if own:
+            raise ValueError(f"{', '.join(own)}: this model has no generator that draws")
+        return None
+    return DrawOptions(**own, seed=options.get("seed", 0))
+
+
+# port -> for each row what its signals gave, in order: images float32 [H, W, 3] from 0 to 1.
+Made = dict[str, list[list[np.ndarray]]]
+
+
+def media_ports(model: MultimodalLM) -> tuple[str, ...]:
+    """The ports that media come out of."""
+    return tuple(port for port, config in model.config.generators.items() if isinstance(config, DiffusionConfig))
+
+
+def follow(model: MultimodalLM) -> tuple[tuple[int, int], ...]:
+    """For `GenerateOptions.follow`: once a model has begun a signal of several tokens, it goes on with it.
+
+    Tokens that several signals go on from in different ways are the model's own affair.
+    """
+    ways: dict[int, set[int]] = {}
+    for ids in model.config.signal_tokens.values():
+        for one, other in zip(ids, ids[1:], strict=False):
+            ways.setdefault(one, set()).add(other)
+    return tuple((one, next(iter(others))) for one, others in ways.items() if len(others) == 1)
+
+
+class MediaPrograms:
+    """The compiled programs that read a model's signals and draw what they ask for; `compilations` counts them.
+
+    Args:
+        model: with generators.
+    """
+
+    def __init__(self, model: MultimodalLM):
+        self.model, self.compilations = model, 0
+        self._states = jax.jit(self._trace_states, static_argnums=(2, 3))
+        self._draw = jax.jit(self._trace_draw, static_argnums=1)
+
+    def _trace_states(self, params: dict[str, Any], batch: Batch, start: int, most: tuple[tuple[str, int], ...]) -> Any:
+        self.compilations += 1
+        media = self.model.encode_media(params, batch.media)
+        hidden = self.model.forward(params, batch.texts, media, batch.media_owner)
+        text = answers_only(batch.text, start)
+        return {port: signal_states(self.model, port, text, hidden, count) for port, count in most}
+
+    def _trace_draw(self, params: dict[str, Any], port: str, states: Any, steps: Any, scale: Any, keys: Any) -> Any:
+        self.compilations += 1
+        return draw_media(self.model, params, port, states[:, None], steps, scale, keys[:, None])[:, 0]
+
+    def __call__(
+        self, params: dict[str, Any], batch: Batch, out: Generation, options: DrawOptions, rows: Sequence[int]
+    ) -> Made:
+        """What the answers `out` to the prompts `batch` ask for, in its first rows, whose numbers `rows` are."""
+        text, ports = prompt_stream(batch), media_ports(self.model)
+        whole, start = continued(text, out), text.tokens.shape[1]
+        counts = {port: count_signals(self.model, port, whole, start)[: len(rows)] for port in ports}
+        made: Made = {port: [[] for _ in rows] for port in ports}
+        most = tuple((port, power_of_two(int(count.max()))) for port, count in counts.items() if count.any())
+        if not most:
+            return made
+        found = self._states(params, batch.replace(texts={**batch.texts, "text": whole}), start, most)
+        for port, _ in most:
+            states, real = (np.asarray(part)[: len(rows)] for part in found[port])
+            at = np.argwhere(real)
+            # Nothing is drawn for signals that are not there, and few programs serve all numbers of them.
+            padded = np.pad(states[real], ((0, power_of_two(len(at)) - len(at)), (0, 0), (0, 0)))
+            seeds = [(rows[row], number) for row, number in at]
+            keys = signal_keys(options.seed, seeds + [(0, 0)] * (len(padded) - len(at)))
+            schedule = self.model.config.generators[port].schedule
+            steps = make_steps(schedule, options.num_inference_steps, capacity=2 * schedule.noise.train_steps)
+            scale = np.float32(options.guidance_scale)
+            drawn = np.asarray(self._draw(params, port, padded, steps, scale, keys))
+            for (row, _), one in zip(at, drawn, strict=False):
+                made[port][row].append(one)
+        return made
+
+
+def signal_keys(seed: int, signals: Sequence[tuple[int, int]]) -> jax.Array:
+    """Random keys [n], one of each (number of a row, number of a signal in it)."""
+    first = jax.random.key(np.uint32(seed))
+    return jax.vmap(lambda pair: jax.random.fold_in(jax.random.fold_in(first, pair[0]), pair[1]))(
+        np.asarray(signals, np.int32).reshape(-1, 2)
+    )
+
+
+def generate_media(
+    model: MultimodalLM,
+    params: dict[str, Any],
+    batch: Batch,
+    options: GenerateOptions = GenerateOptions(),  # noqa: B008 (frozen)
+    draw: DrawOptions = DrawOptions(),  # noqa: B008 (frozen)
+    programs: Programs | None = None,
+    drawing: MediaPrograms | None = None,
+    rows: Sequence[int] | None = None,
+    count: int | None = None,
+) -> tuple[Generation, Mapping[str, list[list[np.ndarray]]]]:
+    """Generates from every row, reads prompt and answer once more, and draws what the answer's signals ask for.
+
+    Whether and how often something is drawn is up to the model: it is what it signals. A signal that it has begun is
+    finished for it.
+
+    Args:
+        model, params: with generators of media; its params stacked.
+        batch, options, programs, rows: of the text, as in `generate`.
+        draw: of the media.
+        drawing: compiled programs to use again.
+        count: how many of the rows, the first ones, anything is drawn for; all if None.
+
+    Returns:
+        The text, and by port what was made for each row.
+
+    Raises:
+        ValueError: as `generate`; media that are read inside the backbone; an encoder-decoder.
+    """
+    if prompt_stream(batch).media_attention is not None:
+        raise ValueError("media are not drawn by models that read media inside the backbone")
+    drawing = MediaPrograms(model) if drawing is None else drawing
+    options = dataclasses.replace(options, follow=follow(model))
+    out = generate(model, params, batch, options, programs, rows=None if rows is None else np.asarray(rows, np.int32))
+    numbers = range(len(out.tokens)) if rows is None else rows
+    return out, drawing(params, batch, out, draw, numbers[:count])
