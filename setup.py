@@ -56,6 +56,8 @@ EXTRAS = {
         "transformers==5.23.0",
         "peft==0.21.2",
         "diffusers==0.42.1",
+        "av>=14,<19",
+        "soundfile>=0.13,<1",
         "pytest>=8.4,<10",
         "pytest-xdist>=3.6,<4",
         "tensorflow-datasets>=4.9.9,<5",

@@ -11,8 +11,7 @@ import numpy as np
 
 from mmjax.config import check_choice
 from mmjax.encoders import EncoderConfig
-from mmjax.encoders.dual import DualEncoder, DualEncoderConfig, Tower
-from mmjax.encoders.text import TextEncoderConfig
+from mmjax.encoders.dual import DualEncoder, DualEncoderConfig, TextConfig, Tower
 from mmjax.interop import huggingface
 from mmjax.interop.huggingface.input_items import integers, raw_values
 from mmjax.save import save
@@ -46,7 +45,7 @@ class EncoderModel:
         hf_config: config.json of the checkpoint.
     """
 
-    config: DualEncoderConfig | EncoderConfig | TextEncoderConfig
+    config: DualEncoderConfig | EncoderConfig | TextConfig
     params: dict[str, Any]
     dtype: str = "float32"
     hf_config: Mapping[str, Any] | None = None
@@ -86,8 +85,8 @@ class EncoderModel:
         Raises:
             ValueError: an input that the model needs is missing, or one that it does not know.
         """
-        wants_media = not isinstance(self.config, TextEncoderConfig)
-        wants_text = isinstance(self.config, DualEncoderConfig | TextEncoderConfig)
+        wants_media = not isinstance(self.config, TextConfig)
+        wants_text = isinstance(self.config, DualEncoderConfig | TextConfig)
         given = {name: value for name, value in values.items() if value is not None}
         for name in given:
             check_choice("input", name, VALUES)

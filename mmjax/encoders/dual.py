@@ -14,10 +14,14 @@ import jax.numpy as jnp
 
 from mmjax.config import ConfigError
 from mmjax.encoders import ENCODERS, EncoderConfig
+from mmjax.encoders.bidirectional import BidirectionalText, BidirectionalTextConfig
 from mmjax.encoders.text import TextEncoder, TextEncoderConfig
 from mmjax.encoders.vit import ViTConfig
 
 Params = dict[str, Any]
+# Towers that take tokens, by their configs.
+TEXT_TOWERS = {TextEncoderConfig: TextEncoder, BidirectionalTextConfig: BidirectionalText}
+TextConfig = TextEncoderConfig | BidirectionalTextConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Tower:
         dtype, param_dtype, remat: compute dtype, dtype of the params, rematerialisation policy.
     """
 
-    config: EncoderConfig | TextEncoderConfig
+    config: EncoderConfig | TextConfig
     dtype: str = "float32"
     param_dtype: str = "float32"
     remat: str = "none"
@@ -66,12 +70,12 @@ class Tower:
     @property
     def module(self) -> nn.Module:
         """The flax module."""
-        module = ENCODERS.get(type(self.config), TextEncoder)
+        module = (ENCODERS | TEXT_TOWERS)[type(self.config)]
         return module(self.config, jnp.dtype(self.dtype), self.remat)
 
     def _boxed(self, rng: jax.Array) -> Any:
         c = self.config
-        if not isinstance(c, TextEncoderConfig):
+        if not isinstance(c, TextConfig):
             return self.module.init(rng, jnp.zeros((1, *c.item_shape)), method="create")["params"]
         return self.module.init(rng, jnp.zeros((1, 1), jnp.int32))["params"]
 
@@ -90,11 +94,11 @@ class Tower:
     def __call__(
         self, params: Params, values: jax.Array, mask: jax.Array | None = None, *more: jax.Array
     ) -> dict[str, jax.Array]:
-        """Images [B, H, W, 3], or tokens [B, T] and their mask -> see the encoder's `run` and `TextEncoder`.
+        """Images [B, H, W, 3], or tokens [B, T] and their mask -> see the encoder's `run` and TEXT_TOWERS.
 
         An encoder that takes patches has their mask and, in `more`, the shapes of the images.
         """
-        if isinstance(self.config, TextEncoderConfig):
+        if isinstance(self.config, TextConfig):
             return self.module.apply({"params": params}, values, mask)
         given = () if mask is None else (mask, *more)
         return self.module.apply({"params": params}, values, *given, method="run")

@@ -1,6 +1,7 @@
-"""Transformers over the places of a map that read a condition: what stands between a UNet's convolutions.
+"""Transformers over the places of a map, or one place through a video, that read a condition: what stands between a
+UNet's convolutions.
 
-Rombach et al., 2022.
+Rombach et al., 2022; Wang et al., 2023, "ModelScope".
 """
 
 import flax.linen as nn
@@ -50,11 +51,13 @@ class MapTransformer(nn.Module):
     """Parameters norm, proj_in, blocks [L, ...], proj_out.
 
     Attributes:
-        num_heads, num_layers: of the blocks; they are as wide as the map.
+        num_heads, num_layers: of the blocks.
         groups: of the norm.
         context_width: channels of the condition; None: there is none, and blocks read the map itself.
         dtype: compute dtype.
         remat: rematerialisation policy of the blocks.
+        width: channels of the blocks; None: they are as wide as the map.
+        through_time: whether a place of a video sees itself in all frames, and not the places of its map.
     """
 
     num_heads: int
@@ -63,29 +66,40 @@ class MapTransformer(nn.Module):
     context_width: int | None
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
+    width: int | None = None
+    through_time: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, condition: jax.Array | None, mask: jax.Array | None = None) -> jax.Array:
-        """x [B, h, w, D] -> the same; condition and mask as in `ConditionedBlock`."""
-        batch, height, width, channels = x.shape
+        """x [B, h, w, D] -> the same; condition and mask as in `ConditionedBlock`.
 
-        def linear(name):
-            return Linear((channels,), ("embed", "feature"), use_bias=True, dtype=self.dtype, name=name)
+        With `through_time` x is [B, T, h, w, D], normalised over all of its frames.
+        """
+        batch, channels = x.shape[0], x.shape[-1]
+        width = self.width or channels
 
-        block = ConditionedBlock(channels, self.num_heads, self.dtype, parent=None)
+        def linear(name, features):
+            return Linear((features,), ("embed", "feature"), use_bias=True, dtype=self.dtype, name=name)
+
+        block = ConditionedBlock(width, self.num_heads, self.dtype, parent=None)
         context = self.context_width
         dummy = None if context is None else jnp.zeros((1, 1, context), self.dtype)
         if self.is_initializing():
-            init = init_stack(block, self.num_layers, jnp.zeros((1, 1, channels), self.dtype), dummy)
+            init = init_stack(block, self.num_layers, jnp.zeros((1, 1, width), self.dtype), dummy)
             blocks = nn.unbox(self.param("blocks", init))
         else:
             blocks = self.get_variable("params", "blocks")
         h = GroupNorm(self.groups, GROUP_EPS, self.dtype, name="norm")(x)
-        h = linear("proj_in")(h.reshape(batch, -1, channels))
+        if self.through_time:
+            h = h.reshape(batch, x.shape[1], -1, channels).swapaxes(1, 2).reshape(-1, x.shape[1], channels)
+        h = linear("proj_in", width)(h.reshape(h.shape[0], -1, channels))
         given = None if context is None else condition.astype(self.dtype)
 
         def apply(layer, h, cache):
             return block.apply({"params": layer}, h, given, None if context is None else mask), cache
 
         h, _ = run_stack(apply, blocks, h, remat=self.remat)
-        return x + linear("proj_out")(h).reshape(batch, height, width, channels)
+        h = linear("proj_out", channels)(h)
+        if self.through_time:
+            h = h.reshape(batch, -1, x.shape[1], channels).swapaxes(1, 2)
+        return x + h.reshape(x.shape)

@@ -4,7 +4,6 @@ One config covers Stable Diffusion 1 and 2, SDXL, AudioLDM's and InstructPix2Pix
 """
 
 import dataclasses
-import math
 from typing import ClassVar
 
 import flax.linen as nn
@@ -19,7 +18,9 @@ from mmjax.nn.full_conv import Conv
 from mmjax.nn.group_norm import GroupNorm
 from mmjax.nn.linear import Linear
 from mmjax.nn.res_block import ResBlock
+from mmjax.nn.resize import risen
 from mmjax.nn.stack import check_remat
+from mmjax.nn.time_embedding import frequencies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,15 +88,6 @@ class UNetConfig:
     def time_width(self) -> int:
         """Channels of the embedded time."""
         return 4 * self.widths[0]
-
-
-def frequencies(times: jax.Array, width: int, sine_first: bool = False, shift: float = 0.0) -> jax.Array:
-    """float32 [..., width]: sines and cosines of times at `width` / 2 frequencies from 1 down to 1 / 10000."""
-    half = width // 2
-    speed = jnp.exp(-math.log(10000.0) / (half - shift) * jnp.arange(half, dtype=jnp.float32))
-    angle = jnp.asarray(times, jnp.float32)[..., None] * speed
-    parts = (jnp.sin(angle), jnp.cos(angle)) if sine_first else (jnp.cos(angle), jnp.sin(angle))
-    return jnp.concatenate(parts, axis=-1)
 
 
 class UNet(nn.Module):
@@ -208,9 +200,3 @@ class UNet(nn.Module):
         pooled = jnp.zeros((batch, c.pooled_width)) if c.pooled_width else None
         extras = {"sizes": jnp.zeros((batch, c.num_sizes))} if c.pooled == "sizes" else None
         return self(x, jnp.zeros(batch), Condition(sequence, None, pooled, extras))
-
-
-def risen(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
-    """[B, h, w, C] -> [B, *shape, C], every place taken from the nearest above it; usually twice as large."""
-    rows, columns = ((jnp.arange(new) * old) // new for new, old in zip(shape, x.shape[1:3], strict=True))
-    return x[:, rows][:, :, columns]

@@ -308,9 +308,10 @@ def export_params(table: Sequence[Row], params: Mapping[str, Any]) -> Iterator[t
     problems += [f"no leaf {row.ours!r} for {row.theirs!r}" for row in table if row.ours not in leaves]
     if problems:
         raise WeightsError("the params do not fit the table:\n  " + "\n  ".join(problems))
-    by_name: dict[str, list[Row]] = {}
+    # Two stacks of ours may be layers of one of theirs: then only the layers tell their rows apart.
+    by_name: dict[tuple[str, tuple[int, ...] | None], list[Row]] = {}
     for row in table:
-        by_name.setdefault(row.theirs, []).append(row)
+        by_name.setdefault((row.theirs, row.layers), []).append(row)
     for rows_of_name in by_name.values():
         parts = [(row.transform, np.asarray(leaves[row.ours])) for row in rows_of_name]
         for index, name in _names(rows_of_name[0], parts[0][1].shape):

@@ -16,10 +16,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+# What weights are called without their ending: by transformers, and by diffusers.
+MODEL, DIFFUSION = "model", "diffusion_pytorch_model"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 TORCH_SINGLE = "pytorch_model.bin"
-TORCH_INDEX = "pytorch_model.bin.index.json"
 
 # The names that a safetensors header uses for element types. Eight-bit floats come with scales that belong
 # to a quantisation scheme, so they are refused rather than read as if they were weights.
@@ -66,11 +67,11 @@ Tensors = Mapping[str, "LazyTensor | np.ndarray"]
 
 
 def read_directory(directory: str | os.PathLike) -> dict[str, LazyTensor | np.ndarray]:
-    """Opens the weights of a directory in transformers layout; values are read when asked for.
+    """Opens the weights of a directory in transformers' or diffusers' layout; values are read when asked for.
 
-    Looked for, in this order: the index of sharded safetensors, `model.safetensors`, any other
-    `*.safetensors` files together, and PyTorch's `pytorch_model.bin` (sharded or not), which is read
-    without running pickled code.
+    Looked for, in this order: the index of sharded safetensors, `model.safetensors` (of diffusers
+    `diffusion_pytorch_model.safetensors`), any other `*.safetensors` files together, and PyTorch's
+    `pytorch_model.bin` (`diffusion_pytorch_model.bin`; sharded or not), which is read without running pickled code.
 
     Raises:
         FileNotFoundError: no such directory, or no weights in it.
@@ -79,20 +80,22 @@ def read_directory(directory: str | os.PathLike) -> dict[str, LazyTensor | np.nd
     directory = Path(directory)
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory} is not a directory")
-    if (directory / INDEX).is_file():
-        return _read_shards(directory, INDEX, read_safetensors)
-    if (directory / SINGLE).is_file():
-        return read_safetensors(directory / SINGLE)
+    for stem in (MODEL, DIFFUSION):
+        if (directory / f"{stem}.safetensors.index.json").is_file():
+            return _read_shards(directory, f"{stem}.safetensors.index.json", read_safetensors)
+        if (directory / f"{stem}.safetensors").is_file():
+            return read_safetensors(directory / f"{stem}.safetensors")
     others = sorted(directory.glob("*.safetensors"))
     if others:
         return _merge((path, read_safetensors(path)) for path in others)
 
     from mmjax.interop.torch_legacy import read_pth
 
-    if (directory / TORCH_INDEX).is_file():
-        return _read_shards(directory, TORCH_INDEX, read_pth)
-    if (directory / TORCH_SINGLE).is_file():
-        return dict(read_pth(directory / TORCH_SINGLE))
+    for name in (TORCH_SINGLE, f"{DIFFUSION}.bin"):
+        if (directory / f"{name}.index.json").is_file():
+            return _read_shards(directory, f"{name}.index.json", read_pth)
+        if (directory / name).is_file():
+            return dict(read_pth(directory / name))
     found = ", ".join(sorted(path.name for path in directory.iterdir())[:20]) or "nothing"
     wanted = f"{SINGLE}, {INDEX} or {TORCH_SINGLE}"
     raise FileNotFoundError(f"{directory} holds no weights: expected {wanted}, found {found}")
@@ -179,8 +182,9 @@ def write_directory(
     tensors: Iterable[tuple[str, np.ndarray]],
     max_shard_size: int = 5 * 10**9,
     metadata: Mapping[str, str] | None = None,
+    stem: str = MODEL,
 ) -> list[Path]:
-    """Writes named arrays as `model.safetensors`, or as shards with an index above `max_shard_size` bytes.
+    """Writes named arrays as `{stem}.safetensors`, or as shards with an index above `max_shard_size` bytes.
 
     At most one shard is held in memory. Files are put in place only once they are whole; safetensors and
     indices that stood in the directory before are removed, so that no stale shard is left behind.
@@ -190,6 +194,7 @@ def write_directory(
         tensors: (name, array) pairs; arrays of any memory layout.
         max_shard_size: bytes of arrays per file; a larger single tensor has a file of its own.
         metadata: string pairs for the header; {"format": "pt"} unless told, which transformers asks for.
+        stem: MODEL or DIFFUSION.
 
     Returns:
         The files written, the index last.
@@ -209,21 +214,22 @@ def write_directory(
         save_file(shard, path, metadata)
         total += sum(array.nbytes for array in shard.values())
         parts.append((path, list(shard)))
-    for stale in [*directory.glob("*.safetensors"), directory / INDEX]:
+    index_path = directory / f"{stem}.safetensors.index.json"
+    for stale in [*directory.glob("*.safetensors"), index_path]:
         stale.unlink(missing_ok=True)
     if len(parts) == 1:
-        os.replace(parts[0][0], directory / SINGLE)
-        return [directory / SINGLE]
+        os.replace(parts[0][0], directory / f"{stem}.safetensors")
+        return [directory / f"{stem}.safetensors"]
     weight_map: dict[str, str] = {}
     written = []
     for number, (path, names) in enumerate(parts, start=1):
-        final = directory / f"model-{number:05d}-of-{len(parts):05d}.safetensors"
+        final = directory / f"{stem}-{number:05d}-of-{len(parts):05d}.safetensors"
         os.replace(path, final)
         weight_map.update(dict.fromkeys(names, final.name))
         written.append(final)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (directory / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return [*written, directory / INDEX]
+    index_path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return [*written, index_path]
 
 
 def _shards(

@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.nn.full_conv import Conv
-from mmjax.nn.group_norm import GroupNorm
 from mmjax.nn.linear import Linear
 from mmjax.nn.mlp import ACTIVATIONS
+from mmjax.nn.spatial_norm import map_norm
 
 
 class ResBlock(nn.Module):
@@ -27,17 +27,20 @@ class ResBlock(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, time: jax.Array | None = None) -> jax.Array:
-        """x [B, h, w, C] and perhaps the embedded time [B, D] -> [B, h, w, features]."""
+    def __call__(
+        self, x: jax.Array, time: jax.Array | None = None, guide: jax.Array | None = None
+    ) -> jax.Array:
+        """x [B, h, w, C] -> [B, h, w, features], with perhaps the embedded time [B, D] and a guide of the norms."""
         act = ACTIVATIONS[self.activation]
-        h = Conv(self.features, padding=1, dtype=self.dtype, name="conv_1")(act(self._norm("norm_1")(x)))
+
+        def norm(name, x):
+            return map_norm(x, guide, self.groups, self.eps, self.dtype, name)
+
+        h = Conv(self.features, padding=1, dtype=self.dtype, name="conv_1")(act(norm("norm_1", x)))
         if time is not None:
             linear = Linear((self.features,), ("embed", "feature"), use_bias=True, dtype=self.dtype, name="time")
             h = h + linear(act(time))[:, None, None]
-        h = Conv(self.features, padding=1, dtype=self.dtype, name="conv_2")(act(self._norm("norm_2")(h)))
+        h = Conv(self.features, padding=1, dtype=self.dtype, name="conv_2")(act(norm("norm_2", h)))
         if x.shape[-1] != self.features:
             x = Conv(self.features, 1, dtype=self.dtype, name="shortcut")(x)
         return x + h
-
-    def _norm(self, name: str) -> GroupNorm:
-        return GroupNorm(self.groups, self.eps, self.dtype, name=name)

@@ -60,3 +60,9 @@ def resize(x: jax.Array, shape: tuple[int, int], method: str) -> jax.Array:
     rows = resize_matrix(x.shape[-3], shape[0], method)
     columns = resize_matrix(x.shape[-2], shape[1], method)
     return jnp.einsum("Hh,...hwc,Ww->...HWc", rows, x.astype(jnp.float32), columns, precision="highest").astype(x.dtype)
+
+
+def risen(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """[B, h, w, C] -> [B, *shape, C], every place taken from the nearest above it; usually twice as large."""
+    rows, columns = ((jnp.arange(new) * old) // new for new, old in zip(shape, x.shape[1:3], strict=True))
+    return x[:, rows][:, :, columns]

@@ -22,10 +22,11 @@ def sincos_1d(positions: jax.Array, width: int) -> jax.Array:
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
-def sincos_2d(width: int, rows: int, columns: int) -> np.ndarray:
+def sincos_2d(width: int, rows: int | np.ndarray, columns: int | np.ndarray) -> np.ndarray:
     """float32 [rows, columns, width]: the first half of the channels says the column, the second half the row.
 
-    Each half holds the sines, then the cosines, of position / 10000^(i / (width / 4)).
+    Each half holds the sines, then the cosines, of position / 10000^(i / (width / 4)). Rows and columns are counts, or
+    the positions themselves where these are not 0, 1, 2, ...
 
     Raises:
         ConfigError: `width` is not a multiple of 4.
@@ -33,11 +34,13 @@ def sincos_2d(width: int, rows: int, columns: int) -> np.ndarray:
     if width % 4:
         raise ConfigError(f"two-dimensional sine positions need a width that is a multiple of 4, got {width}")
 
-    def line(length: int) -> np.ndarray:
+    down, across = (np.arange(axis) if isinstance(axis, int) else axis for axis in (rows, columns))
+
+    def line(positions: np.ndarray) -> np.ndarray:
         frequencies = 1.0 / 10000 ** (np.arange(width // 4) / (width / 4))
-        angles = np.arange(length)[:, None] * frequencies
+        angles = positions[:, None] * frequencies
         return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
-    across = np.broadcast_to(line(columns)[None], (rows, columns, width // 2))
-    down = np.broadcast_to(line(rows)[:, None], (rows, columns, width // 2))
-    return np.concatenate([across, down], axis=-1).astype(np.float32)
+    shape = (len(down), len(across), width // 2)
+    parts = np.broadcast_to(line(across)[None], shape), np.broadcast_to(line(down)[:, None], shape)
+    return np.concatenate(parts, axis=-1).astype(np.float32)

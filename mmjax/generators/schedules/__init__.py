@@ -1,16 +1,14 @@
 """Schedules: a sampler's config and a number of steps to the table that `mmjax.generators.sampling` runs."""
 
-import dataclasses
-
 import numpy as np
 
 from mmjax.generators.noise import alphas_cumprod
-from mmjax.generators.schedules.by_log_snr import dpm_solver, unipc
+from mmjax.generators.schedules.by_log_snr import dpm_solver, log_snr_levels, unipc
 from mmjax.generators.schedules.by_sigma import euler, euler_ancestral, first_sigma, heun
 from mmjax.generators.schedules.by_time import ddim, ddpm, lcm, pndm
 from mmjax.generators.schedules.config import ScheduleConfig
 from mmjax.generators.schedules.flow import flow_euler
-from mmjax.generators.schedules.steps import Steps, table
+from mmjax.generators.schedules.steps import Row, Steps, table
 
 # The one place where a sampler's name meets its formulas.
 ROWS = {
@@ -26,7 +24,9 @@ ROWS = {
     "unipc": unipc,
     "flow_euler": flow_euler,
 }
+# Those whose latents are x_0 + sigma noise, and those whose levels lie between the times that they tell the denoiser.
 SCALED = ("euler", "euler_ancestral", "heun")
+EXACT = ("dpm_solver", "sde_dpm_solver", "unipc")
 
 
 def make_steps(config: ScheduleConfig, steps: int, start: int = 0, capacity: int | None = None) -> Steps:
@@ -55,11 +55,30 @@ def levels_at(config: ScheduleConfig, steps: int, start: int) -> tuple[float, fl
 
     What an image is noised with to go on from there; of samplers by noise level alpha is 1.
     """
+    alpha, sigma = row_levels(config, steps, start)[0]
+    return float(alpha), float(sigma)
+
+
+def row_levels(config: ScheduleConfig, steps: int, start: int = 0, capacity: int | None = None) -> np.ndarray:
+    """float32 [rows, 2]: `levels_at` of every row that `make_steps` gives for the same arguments, its rows in order.
+
+    Behind the last of them stands what a clean latent has, (1, 0).
+    """
+    rows = make_steps(config, steps, start)
+    count = int(rows.count)
     if config.sampler in SCALED:
-        row = make_steps(dataclasses.replace(config, sampler="euler"), steps, start)
-        return 1.0, float(np.sqrt(max(1 / float(row.scale[0]) ** 2 - 1, 0.0)))
-    time = float(make_steps(config, steps, start).time[0])
-    if config.noise.flow:
-        return 1 - time / config.noise.train_steps, time / config.noise.train_steps
-    share = float(np.interp(time, np.arange(config.noise.train_steps), alphas_cumprod(config.noise)))
-    return share**0.5, (1 - share) ** 0.5
+        found = [(1.0, _sigma(row)) for row in ROWS[config.sampler](config, steps, start)]
+    elif config.sampler in EXACT:
+        _, alpha, sigma, _ = log_snr_levels(config, steps)
+        found = list(zip(alpha[start:-1], sigma[start:-1], strict=True))
+    elif config.noise.flow:
+        found = [(1 - time, time) for time in rows.time / config.noise.train_steps]
+    else:
+        share = np.interp(rows.time, np.arange(config.noise.train_steps), alphas_cumprod(config.noise))
+        found = [(part**0.5, (1 - part) ** 0.5) for part in share]
+    room = count + 1 if capacity is None else capacity + 1
+    return np.asarray([*found, *[(1.0, 0.0)] * (room - count)], np.float32)
+
+
+def _sigma(row: Row) -> float:
+    return max(1 / row.scale**2 - 1, 0.0) ** 0.5

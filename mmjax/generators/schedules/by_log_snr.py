@@ -13,7 +13,7 @@ from mmjax.generators.schedules.times import spread, times, times_of, train_sigm
 FEW_STEPS = 15
 
 
-def _levels(config: ScheduleConfig, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def log_snr_levels(config: ScheduleConfig, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Times [steps]; alpha, sigma and lambda = log(alpha / sigma) [steps + 1]."""
     total = config.noise.train_steps
     if config.noise.flow:
@@ -44,7 +44,7 @@ def _levels(config: ScheduleConfig, steps: int) -> tuple[np.ndarray, np.ndarray,
 
 def dpm_solver(config: ScheduleConfig, steps: int, start: int) -> list[Row]:
     """Multistep, of order 1 to 3; with fresh noise for "sde_dpm_solver"."""
-    at, alpha, sigma, log_snr = _levels(config, steps)
+    at, alpha, sigma, log_snr = log_snr_levels(config, steps)
     noisy = config.sampler == "sde_dpm_solver"
     rows = []
     for number in range(start, steps):
@@ -82,7 +82,7 @@ def dpm_solver(config: ScheduleConfig, steps: int, start: int) -> list[Row]:
 
 def unipc(config: ScheduleConfig, steps: int, start: int) -> list[Row]:
     """A predictor of order p, corrected at the next step by the prediction made there; A is the corrected latent."""
-    at, alpha, sigma, log_snr = _levels(config, steps)
+    at, alpha, sigma, log_snr = log_snr_levels(config, steps)
     rows, order = [], 0
     for number in range(start, steps):
         corrected = X

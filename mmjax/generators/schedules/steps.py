@@ -72,14 +72,15 @@ def table(rows: list[Row], start: float, capacity: int | None = None) -> Steps:
     room = count if capacity is None else capacity
     if count > room:
         raise ValueError(f"{count} evaluations of the denoiser do not fit a program for {room}")
-    filled = [*rows, *[rows[-1]] * (room - count)]
     columns = {
-        name: np.asarray([getattr(row, name) for row in filled], np.float32)
+        name: np.asarray([getattr(row, name) for row in rows], np.float32)
         for name in ("time", "scale", "noise", "clip", "latent", "anchor")
     }
-    keep = np.asarray([[row.keep @ X, row.keep @ M] for row in filled], np.float32)
-    push = np.asarray([row.push for row in filled])
-    return Steps(**columns, keep=keep, push=push, count=np.int32(count), start=np.float32(start))
+    columns["keep"] = np.asarray([[row.keep @ X, row.keep @ M] for row in rows], np.float32)
+    columns["push"] = np.asarray([row.push for row in rows])
+    filled = np.minimum(np.arange(room), count - 1)
+    columns = {name: column[filled] for name, column in columns.items()}
+    return Steps(**columns, count=np.int32(count), start=np.float32(start))
 
 
 def read(steps: Steps, index: jax.Array) -> Steps:

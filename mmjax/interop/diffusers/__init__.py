@@ -13,19 +13,59 @@ import numpy as np
 
 from mmjax.config import ConfigError, nearest
 from mmjax.generators.autoencoder import Autoencoder, AutoencoderConfig
+from mmjax.generators.dit import DiT, DiTConfig
+from mmjax.generators.mmdit import MMDiT, MMDiTConfig
+from mmjax.generators.pixart import PixArt, PixArtConfig
 from mmjax.generators.tiny_autoencoder import TinyAutoencoder, TinyAutoencoderConfig
 from mmjax.generators.unet import UNet, UNetConfig
-from mmjax.interop.diffusers import autoencoder_kl, autoencoder_tiny, unet_2d_condition
+from mmjax.generators.unet3d import UNet3D, UNet3DConfig
+from mmjax.generators.vq_autoencoder import VQAutoencoder, VQAutoencoderConfig
+from mmjax.interop.diffusers import (
+    autoencoder_kl,
+    autoencoder_tiny,
+    dit_transformer_2d,
+    pixart_transformer_2d,
+    sd3_transformer_2d,
+    unet_2d_condition,
+    unet_3d_condition,
+    vq_model,
+)
 from mmjax.interop.table import export_params, import_params, rename
-from mmjax.interop.tensors import WeightsError, read_directory, write_directory
+from mmjax.interop.tensors import DIFFUSION, WeightsError, read_directory, write_directory
 
 # The one place where the name of a class meets our module and its table.
-FAMILIES = {family.CLASS: family for family in (autoencoder_kl, autoencoder_tiny, unet_2d_condition)}
-MODULES = {AutoencoderConfig: Autoencoder, TinyAutoencoderConfig: TinyAutoencoder, UNetConfig: UNet}
+FAMILIES = {
+    family.CLASS: family
+    for family in (
+        autoencoder_kl,
+        autoencoder_tiny,
+        dit_transformer_2d,
+        pixart_transformer_2d,
+        sd3_transformer_2d,
+        unet_2d_condition,
+        unet_3d_condition,
+        vq_model,
+    )
+}
+MODULES = {
+    AutoencoderConfig: Autoencoder,
+    TinyAutoencoderConfig: TinyAutoencoder,
+    UNetConfig: UNet,
+    UNet3DConfig: UNet3D,
+    VQAutoencoderConfig: VQAutoencoder,
+    DiTConfig: DiT,
+    PixArtConfig: PixArt,
+    MMDiTConfig: MMDiT,
+}
 OF_CONFIG = {
     AutoencoderConfig: autoencoder_kl,
     TinyAutoencoderConfig: autoencoder_tiny,
     UNetConfig: unet_2d_condition,
+    UNet3DConfig: unet_3d_condition,
+    VQAutoencoderConfig: vq_model,
+    DiTConfig: dit_transformer_2d,
+    PixArtConfig: pixart_transformer_2d,
+    MMDiTConfig: sd3_transformer_2d,
 }
 
 
@@ -100,12 +140,7 @@ def save(
         raise ConfigError(f"diffusers has no class for a {type(config).__name__}")
     family, directory = OF_CONFIG[type(config)], Path(directory)
     out = family.config_to_hf(config, hf_config)
-    written = write_directory(directory, export_params(family.table(config, out), params))
-    for path in list(written):
-        # The names that diffusers looks for.
-        target = path.with_name(path.name.replace("model", "diffusion_pytorch_model", 1))
-        path.rename(target)
-        written[written.index(path)] = target
+    written = write_directory(directory, export_params(family.table(config, out), params), stem=DIFFUSION)
     path = directory / "config.json"
     path.write_text(json.dumps(out, indent=2, sort_keys=True) + "\n")
     return [*written, path]

@@ -8,8 +8,8 @@ from typing import Any
 
 from mmjax.config import ConfigError
 from mmjax.generators.unet import UNetConfig
-from mmjax.interop.diffusers.rows import conv, linear, norm
-from mmjax.interop.table import FLAT, LINEAR, Linear, Part, Pointwise, Rewrite, Row
+from mmjax.interop.diffusers.rows import conv, linear, norm, timed_block, transformer
+from mmjax.interop.table import LINEAR, Pointwise, Rewrite, Row
 
 CLASS = "UNet2DConditionModel"
 IGNORE = ()
@@ -159,55 +159,24 @@ def table(config: UNetConfig, hf: Mapping[str, Any] | None = None) -> list[Row]:
     for level, width in enumerate(c.widths):
         for number in range(c.blocks):
             before = c.widths[max(level - 1, 0)] if number == 0 else width
-            rows += _block(f"down_{level}_{number}", f"down_blocks.{level}.resnets.{number}", before != width)
+            rows += timed_block(f"down_{level}_{number}", f"down_blocks.{level}.resnets.{number}", before != width)
             if c.layers[level]:
                 there = f"down_blocks.{level}.attentions.{number}"
-                rows += _transformer(f"down_attn_{level}_{number}", there, c.widths[level], around)
+                rows += transformer(f"down_attn_{level}_{number}", there, c.widths[level], around)
         if level < last:
             rows += conv(f"fall_{level}", f"down_blocks.{level}.downsamplers.0.conv")
     for number in (1, 2):
-        rows += _block(f"middle_{number}", f"mid_block.resnets.{number - 1}", False)
+        rows += timed_block(f"middle_{number}", f"mid_block.resnets.{number - 1}", False)
     if c.middle_layers:
-        rows += _transformer("middle_attn", "mid_block.attentions.0", c.widths[-1], around)
+        rows += transformer("middle_attn", "mid_block.attentions.0", c.widths[-1], around)
     for level in reversed(range(last + 1)):
         there = f"up_blocks.{last - level}"
         for number in range(c.blocks + 1):
             # Always more channels than come out, so that the shortcut is a map.
-            rows += _block(f"up_{level}_{number}", f"{there}.resnets.{number}", True)
+            rows += timed_block(f"up_{level}_{number}", f"{there}.resnets.{number}", True)
             if c.layers[level]:
                 name = f"{there}.attentions.{number}"
-                rows += _transformer(f"up_attn_{level}_{number}", name, c.widths[level], around)
+                rows += transformer(f"up_attn_{level}_{number}", name, c.widths[level], around)
         if level:
             rows += conv(f"rise_{level}", f"{there}.upsamplers.0.conv")
     return rows
-
-
-
-
-
-def _block(ours: str, theirs: str, changes: bool) -> list[Row]:
-    rows = linear(f"{ours}/time", f"{theirs}.time_emb_proj")
-    for number in (1, 2):
-        rows += norm(f"{ours}/norm_{number}", f"{theirs}.norm{number}")
-        rows += conv(f"{ours}/conv_{number}", f"{theirs}.conv{number}")
-    return rows + (conv(f"{ours}/shortcut", f"{theirs}.conv_shortcut") if changes else [])
-
-
-def _transformer(ours: str, theirs: str, width: int, around: Any) -> list[Row]:
-    rows = norm(f"{ours}/norm", f"{theirs}.norm")
-    for name in ("proj_in", "proj_out"):
-        rows += [Row(f"{ours}/{name}/kernel", f"{theirs}.{name}.weight", around)]
-        rows += [Row(f"{ours}/{name}/bias", f"{theirs}.{name}.bias")]
-    mine, there = f"{ours}/blocks", f"{theirs}.transformer_blocks.{{i}}"
-    for number, name in enumerate(("attn", "cross", "mlp"), start=1):
-        rows += norm(f"{mine}/{name}_norm", f"{there}.norm{number}")
-    for number, name in enumerate(("attn", "cross"), start=1):
-        for letter in "qkv":
-            rows += [Row(f"{mine}/{name}/{letter}/kernel", f"{there}.attn{number}.to_{letter}.weight", LINEAR)]
-        rows += [Row(f"{mine}/{name}/o/kernel", f"{there}.attn{number}.to_out.0.weight", Linear(2))]
-        rows += [Row(f"{mine}/{name}/o/bias", f"{there}.attn{number}.to_out.0.bias")]
-    sizes = (4 * width, 4 * width)
-    for index, name in enumerate(("up", "gate")):
-        rows += [Row(f"{mine}/mlp/{name}/kernel", f"{there}.ff.net.0.proj.weight", Part(index, sizes, LINEAR))]
-        rows += [Row(f"{mine}/mlp/{name}/bias", f"{there}.ff.net.0.proj.bias", Part(index, sizes, FLAT))]
-    return rows + linear(f"{mine}/mlp/down", f"{there}.ff.net.2")

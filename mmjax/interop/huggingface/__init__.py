@@ -20,9 +20,10 @@ from mmjax.backbones.encoder_decoder import EncoderDecoderConfig
 from mmjax.config import ConfigError, nearest
 from mmjax.encoders import ENCODERS, EncoderConfig
 from mmjax.encoders.ast import ASTConfig
+from mmjax.encoders.bidirectional import BidirectionalTextConfig
 from mmjax.encoders.clap import CLAPConfig
 from mmjax.encoders.convnext import ConvNeXtConfig
-from mmjax.encoders.dual import DualEncoder, DualEncoderConfig, Tower
+from mmjax.encoders.dual import TEXT_TOWERS, DualEncoder, DualEncoderConfig, TextConfig, Tower
 from mmjax.encoders.resnet import ResNetConfig
 from mmjax.encoders.sam import SamEncoderConfig
 from mmjax.encoders.swin import SwinConfig
@@ -32,12 +33,19 @@ from mmjax.encoders.video_vit import VideoViTConfig
 from mmjax.encoders.vit import ViTConfig
 from mmjax.encoders.wav2vec2 import Wav2Vec2Config
 from mmjax.encoders.whisper import WhisperEncoderConfig
+from mmjax.generators.codec_model import CodecModel
+from mmjax.generators.video_vq_autoencoder import VideoVQAutoencoderConfig
+from mmjax.generators.vocoder import VocoderConfig, VocoderModel
+from mmjax.generators.vq_autoencoder import VQAutoencoderConfig
 from mmjax.interop.huggingface import (
     ast,
     blip2,
+    chameleon_vqgan,
     clap,
+    clap_text,
     clip,
     convnext,
+    emu3_vqgan,
     fuyu,
     gemma3_vision,
     idefics,
@@ -46,6 +54,7 @@ from mmjax.interop.huggingface import (
     instructblip,
     instructblipvideo,
     internvl,
+    janus_vqgan,
     kosmos2,
     llava,
     llava_next,
@@ -60,7 +69,9 @@ from mmjax.interop.huggingface import (
     sam,
     siglip,
     smolvlm,
+    speecht5_hifigan,
     swin,
+    t5_encoder,
     timesformer,
     video_llava,
     videomae,
@@ -113,12 +124,21 @@ FAMILIES: dict[str, ModuleType | TextFamily | SystemFamily] = {
     ast.MODEL_TYPE: ast,
     clap.MODEL_TYPE: clap,
     "clap": clap,
+    clap_text.MODEL_TYPE: clap_text,
     "wav2vec2": wav2vec2,
     "hubert": wav2vec2,
+    speecht5_hifigan.MODEL_TYPE: speecht5_hifigan,
+    "hifigan": speecht5_hifigan,
+    chameleon_vqgan.MODEL_TYPE: chameleon_vqgan,
+    janus_vqgan.MODEL_TYPE: janus_vqgan,
+    emu3_vqgan.MODEL_TYPE: emu3_vqgan,
     "timesformer": timesformer,
     "videomae": videomae,
     "vivit": vivit,
 }
+
+# Classes of which the model type alone does not tell that they are half of the model.
+HALVES: dict[str, ModuleType] = dict.fromkeys(t5_encoder.CLASSES.values(), t5_encoder)
 
 # Towers whose config class says the family.
 TOWERS: dict[type, ModuleType] = {
@@ -132,14 +152,22 @@ TOWERS: dict[type, ModuleType] = {
     TimeSformerConfig: timesformer,
     CLAPConfig: clap,
     Wav2Vec2Config: wav2vec2,
+    VocoderConfig: speecht5_hifigan,
+    VideoVQAutoencoderConfig: emu3_vqgan,
 }
 
-Config = MultimodalLMConfig | DualEncoderConfig | EncoderConfig | TextEncoderConfig | SegmenterConfig
+Config = (
+    MultimodalLMConfig | DualEncoderConfig | EncoderConfig | TextConfig | SegmenterConfig | VocoderConfig
+    | VQAutoencoderConfig | VideoVQAutoencoderConfig
+)  # fmt: skip
 MODELS: dict[type, Callable[..., Any]] = {
     MultimodalLMConfig: MultimodalLM,
     DualEncoderConfig: DualEncoder,
     SegmenterConfig: Segmenter,
-    TextEncoderConfig: Tower,
+    **dict.fromkeys(TEXT_TOWERS, Tower),
+    VocoderConfig: VocoderModel,
+    VQAutoencoderConfig: CodecModel,
+    VideoVQAutoencoderConfig: CodecModel,
     **dict.fromkeys(ENCODERS, Tower),
 }
 
@@ -181,8 +209,12 @@ def family_of(config: Config, hf_config: Mapping[str, Any] | None = None) -> Any
         return tower_family(config)
     if isinstance(config, VideoViTConfig):
         return vivit if config.class_token else videomae
+    if isinstance(config, VQAutoencoderConfig):
+        return janus_vqgan if config.decodes else chameleon_vqgan
     if type(config) in TOWERS:
         return TOWERS[type(config)]
+    if isinstance(config, BidirectionalTextConfig):
+        return clap_text if config.position == "learned" else t5_encoder
     if isinstance(config, TextEncoderConfig):
         return clip if config.causal else siglip
     raise ConfigError(
@@ -208,7 +240,7 @@ def read_config(directory: str | os.PathLike) -> tuple[Config, dict[str, Any]]:
     if hf is None:
         raise FileNotFoundError(f"{directory} has no config.json")
     kind = hf.get("model_type")
-    if kind not in FAMILIES:
+    if kind not in FAMILIES and _half(hf) is None:
         known = ", ".join(FAMILIES)
         raise ConfigError(
             f"{directory}/config.json: model_type {kind!r} is not supported.{nearest(str(kind), FAMILIES)} "
@@ -217,7 +249,12 @@ def read_config(directory: str | os.PathLike) -> tuple[Config, dict[str, Any]]:
     if hf.get("quantization_config"):
         method = hf["quantization_config"].get("quant_method", "unknown")
         raise ConfigError(f"{directory}/config.json: weights quantised with {method!r} are not supported")
-    return FAMILIES[kind].config_from_hf(hf), hf
+    return (_half(hf) or FAMILIES[kind]).config_from_hf(hf), hf
+
+
+def _half(hf: Mapping[str, Any]) -> ModuleType | None:
+    """The family of a model that is half of what its model type says, or None."""
+    return next((HALVES[name] for name in hf.get("architectures") or () if name in HALVES), None)
 
 
 def load(
@@ -238,7 +275,7 @@ def load(
         WeightsError: damaged files; or one list of every missing, left-over and misshapen tensor.
     """
     config, hf = read_config(directory)
-    family = FAMILIES[hf["model_type"]]
+    family = _half(hf) or FAMILIES[hf["model_type"]]
     tensors = rename(read_directory(directory), family.rewrites(config))
     if hasattr(family, "settle"):
         config, tensors = family.settle(config, tensors)

@@ -40,7 +40,29 @@ def backbone_from_hf(hf: Mapping[str, Any]) -> EncoderDecoderConfig:
     sizes = {ours: hf.get(theirs, default) for ours, (theirs, default) in KEYS.items()}
     encoder_layers = hf.get("num_layers", 6)
     layers = hf.get("num_decoder_layers") or encoder_layers
-    feed = hf.get("feed_forward_proj", "relu")
+    activation, gated = feed_forward_from_hf(hf)
+    tied = hf.get("tie_word_embeddings") is not False
+    scaled = hf.get("scale_decoder_outputs", tied)
+    start = hf.get("decoder_start_token_id")
+    return EncoderDecoderConfig(
+        **sizes,
+        num_layers=layers,
+        encoder_layers=None if encoder_layers == layers else encoder_layers,
+        activation=activation,
+        gated=gated,
+        tie_embeddings=tied,
+        logit_scale=sizes["width"] ** -0.5 if scaled else 1.0,
+        start_token=(hf.get("pad_token_id") or 0) if start is None else start,
+    )
+
+
+def feed_forward_from_hf(hf: Mapping[str, Any], default: str = "relu") -> tuple[str, bool]:
+    """A T5 config -> activation and gated of the MLPs.
+
+    Raises:
+        ConfigError: a feed-forward layer that is not supported.
+    """
+    feed = hf.get("feed_forward_proj", default)
     gated, name = feed.startswith("gated-"), feed.removeprefix("gated-")
     # What T5 calls gated-gelu is the approximation by tanh.
     name = "gelu_new" if feed == "gated-gelu" else name
@@ -49,34 +71,33 @@ def backbone_from_hf(hf: Mapping[str, Any]) -> EncoderDecoderConfig:
             f"config.json: feed_forward_proj {feed!r} is not supported.{nearest(name, ACTIVATIONS)} Known are "
             f"{', '.join(ACTIVATIONS)}, each also with gated- before it"
         )
-    tied = hf.get("tie_word_embeddings") is not False
-    scaled = hf.get("scale_decoder_outputs", tied)
-    start = hf.get("decoder_start_token_id")
-    return EncoderDecoderConfig(
-        **sizes,
-        num_layers=layers,
-        encoder_layers=None if encoder_layers == layers else encoder_layers,
-        activation=ACTIVATIONS[name],
-        gated=gated,
-        tie_embeddings=tied,
-        logit_scale=sizes["width"] ** -0.5 if scaled else 1.0,
-        start_token=(hf.get("pad_token_id") or 0) if start is None else start,
-    )
+    return ACTIVATIONS[name], gated
+
+
+def feed_forward_to_hf(activation: str, gated: bool) -> Json:
+    """The keys that say what MLPs are.
+
+    Raises:
+        ConfigError: T5 cannot say it.
+    """
+    name = "gelu" if gated and activation == "gelu_tanh" else ACTIVATIONS_TO_HF[activation]
+    if gated and activation == "gelu":
+        raise ConfigError("activation 'gelu' and gated: T5 has no name for it, its gated-gelu is gelu_tanh")
+    return {
+        "feed_forward_proj": f"gated-{name}" if gated else name,
+        "dense_act_fn": "gelu_new" if gated and name == "gelu" else name,
+        "is_gated_act": gated,
+    }
 
 
 def backbone_to_hf(config: EncoderDecoderConfig, template: Mapping[str, Any] | None = None) -> Json:
     """EncoderDecoderConfig -> config.json, over the other keys of `template`."""
-    name = "gelu" if config.gated and config.activation == "gelu_tanh" else ACTIVATIONS_TO_HF[config.activation]
-    if config.gated and config.activation == "gelu":
-        raise ConfigError("backbone.activation 'gelu' and gated: T5 has no name for it, its gated-gelu is gelu_tanh")
     return {
         **fresh(template),
         **{theirs: getattr(config, ours) for ours, (theirs, _) in KEYS.items()},
         "num_layers": config.depth(False),
         "num_decoder_layers": config.num_layers,
-        "feed_forward_proj": f"gated-{name}" if config.gated else name,
-        "dense_act_fn": "gelu_new" if config.gated and name == "gelu" else name,
-        "is_gated_act": config.gated,
+        **feed_forward_to_hf(config.activation, config.gated),
         "is_encoder_decoder": True,
         "tie_word_embeddings": config.tie_embeddings,
         "scale_decoder_outputs": config.logit_scale != 1,
@@ -91,23 +112,30 @@ def rows(config: EncoderDecoderConfig, prefix: str = "") -> list[Row]:
     out = [Row("backbone/embed/embedding", f"{prefix}shared.weight")]
     for side in ("encoder", "decoder"):
         ours, theirs = f"backbone/{side}/", f"{prefix}{side}."
-        layer = f"{theirs}block.{{i}}.layer."
         table = f"{theirs}block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        out += [Row(f"{ours}relative/embedding", table), Row(f"{ours}norm/scale", f"{theirs}final_layer_norm.weight")]
-        parts = [("attn", "attn_norm", "SelfAttention")]
-        parts += [("cross_attn", "cross_norm", "EncDecAttention")] if side == "decoder" else []
-        for number, (mine, norm, name) in enumerate(parts):
-            out.append(Row(f"{ours}blocks/{norm}/scale", f"{layer}{number}.layer_norm.weight"))
-            for map_name in "qkvo":
-                at = f"{layer}{number}.{name}.{map_name}.weight"
-                out.append(Row(f"{ours}blocks/{mine}/{map_name}/kernel", at, Linear(2 if map_name == "o" else 1)))
-        feed = f"{layer}{len(parts)}."
-        out.append(Row(f"{ours}blocks/mlp_norm/scale", f"{feed}layer_norm.weight"))
-        maps = {"gate": "wi_0", "up": "wi_1", "down": "wo"} if config.gated else {"up": "wi", "down": "wo"}
-        for mine, name in maps.items():
-            out.append(Row(f"{ours}blocks/mlp/{mine}/kernel", f"{feed}DenseReluDense.{name}.weight", LINEAR))
+        out.append(Row(f"{ours}relative/embedding", table))
+        out += side_rows(ours, theirs, side == "decoder", config.gated)
     if not config.tie_embeddings:
         out.append(Row("backbone/lm_head/kernel", f"{prefix}lm_head.weight", LINEAR))
+    return out
+
+
+def side_rows(ours: str, theirs: str, decodes: bool, gated: bool) -> list[Row]:
+    """The rows of one side without its relative positions; prefixes end in "/" and "."."""
+    layer = f"{theirs}block.{{i}}.layer."
+    out = [Row(f"{ours}norm/scale", f"{theirs}final_layer_norm.weight")]
+    parts = [("attn", "attn_norm", "SelfAttention")]
+    parts += [("cross_attn", "cross_norm", "EncDecAttention")] if decodes else []
+    for number, (mine, norm, name) in enumerate(parts):
+        out.append(Row(f"{ours}blocks/{norm}/scale", f"{layer}{number}.layer_norm.weight"))
+        for map_name in "qkvo":
+            at = f"{layer}{number}.{name}.{map_name}.weight"
+            out.append(Row(f"{ours}blocks/{mine}/{map_name}/kernel", at, Linear(2 if map_name == "o" else 1)))
+    feed = f"{layer}{len(parts)}."
+    out.append(Row(f"{ours}blocks/mlp_norm/scale", f"{feed}layer_norm.weight"))
+    maps = {"gate": "wi_0", "up": "wi_1", "down": "wo"} if gated else {"up": "wi", "down": "wo"}
+    for mine, name in maps.items():
+        out.append(Row(f"{ours}blocks/mlp/{mine}/kernel", f"{feed}DenseReluDense.{name}.weight", LINEAR))
     return out
 
 
