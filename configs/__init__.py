@@ -43,6 +43,7 @@ from configs import (
     monkey,
     mplug_docowl,
     mplug_owl,
+    next_gpt,
     ofa,
     osprey,
     paligemma,
@@ -116,6 +117,7 @@ MODULES = {
     "llama_adapter_v2": llama_adapter_v2,
     "lavin": lavin,
     "uni_moe": uni_moe,
+    "next_gpt": next_gpt,
     "demo": demo,
 }
 

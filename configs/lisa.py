@@ -70,9 +70,7 @@ def get_config(arg: str = "7b") -> dict:
         "hidden": llm["width"],
         "width": decoder.get("width", 256),
     }
-    # The first row behind those of the image's token.
-    signal = (258 if tiny else llm["vocab_size"]) + 1
-    config = system(
+    return system(
         "lisa",
         arg,
         llm,
@@ -108,11 +106,7 @@ def get_config(arg: str = "7b") -> dict:
         lengths=(384, 512, 768),
         generators={"mask": decoder},
         output_projectors={"mask": projector},
-        signal_tokens={"mask": (signal,)},
+        signals={"mask": ("[SEG]",)},
         generator_encoders={"mask": sam},
         signal_states="before",
     )
-    config["init"]["generators"] = {"mask": None}
-    config["processor"]["placeholders"]["mask"] = "[SEG]"
-    config["processor"]["items"]["mask"] = (0, 1, 2, 4)
-    return config

@@ -67,6 +67,7 @@ def system(
     media_tokens: Mapping[str, tuple[str, int]] | None = None,
     unmarked: tuple[str, ...] = (),
     new_rows: bool = False,
+    signals: Mapping[str, tuple[str, ...]] | None = None,
     **model: Any,
 ) -> dict[str, Any]:
     """The whole of a training config, see `mmjax.recipes.assemble.TrainConfig`.
@@ -84,17 +85,24 @@ def system(
         media_tokens: port -> (what the template prints, its id), where the tokenizer has such tokens.
         unmarked: ports that are read inside the backbone and leave no token in the text.
         new_rows: whether the rows of the ports' tokens are leaves of their own, so that they can be trained apart.
+        signals: port of a generator -> the tokens that are its signal, which get rows behind those of the media. Not
+            for tokenizers that have tokens for media: what stands behind those is not known here.
         model: further fields of `MultimodalLMConfig`.
     """
     tiny = arg.startswith("tiny")
+    spelt = dict.fromkeys(token for tokens in (signals or {}).values() for token in tokens)
     if tiny or media_tokens is None:
         # The byte tokenizer ends with <s> and </s>.
         first = 258 if tiny else llm["vocab_size"]
         ports = [port for port in encoders if port not in unmarked]
         printed = [f"<{port}>" if media_tokens is None else media_tokens[port][0] for port in ports]
         media_tokens = dict(zip(ports, zip(printed, range(first, first + len(printed)), strict=True), strict=True))
-        llm = llm if tiny else {**llm, "vocab_size": -(-(first + len(ports)) // 64) * 64}
+        llm = llm if tiny else {**llm, "vocab_size": -(-(first + len(ports) + len(spelt)) // 64) * 64}
         llm = {**llm, "new_tokens": llm["vocab_size"] - first} if new_rows else llm
+    if signals:
+        behind = 1 + max((number for _, number in media_tokens.values()), default=first - 1)
+        rows = {token: behind + number for number, token in enumerate(spelt)}
+        model["signal_tokens"] = {port: tuple(rows[token] for token in tokens) for port, tokens in signals.items()}
     own = [port for port in encoders if port not in model.get("shared", {})]
     return {
         "name": f"{name}:{arg}",
@@ -113,17 +121,21 @@ def system(
         "from_pretrained": None,
         # Where pretrained parts come from: a directory in transformers' layout, or for the backbone a .gguf
         # file. A part with None starts from random weights.
-        "init": {"backbone": None, "encoders": dict.fromkeys(own)},
+        "init": {
+            "backbone": None, "encoders": dict.fromkeys(own), "generators": dict.fromkeys(model.get("generators", ())),
+        },
         "processor": {
             # None: the tokenizer of init.backbone. "bytes": one token for each byte.
             "tokenizer": "bytes" if tiny else None,
             "placeholders": {
                 **{port: f"<{port}>" for port in unmarked}, **{port: text for port, (text, _) in media_tokens.items()},
+                **{port: tokens[0] for port, tokens in (signals or {}).items()},
             },
+            "signals": dict(signals or {}),
             "images": {port: dict(recipe) for port, recipe in images.items()},
             "template": template,
             "lengths": (64, 128, 256, 512) if tiny else lengths,
-            "items": dict.fromkeys(encoders, (0, 1)),
+            "items": {**dict.fromkeys(encoders, (0, 1)), **dict.fromkeys(signals or {}, (0, 1, 2, 4))},
             "too_long": "truncate",
             "reader": None,
         },

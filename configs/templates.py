@@ -4,6 +4,8 @@ An item of media is printed as `<image>`, `<video>`, `<audio>`, ..., its port be
 of its turn.
 """
 
+from collections.abc import Mapping
+
 _FIRST = "{% if add_bos %}{{ bos_token }}{% endif %}"
 
 
@@ -32,6 +34,14 @@ BARE = "'<' + part['type'] + '>'"
 IN_TEXT = "'<' + part['type'] + ('>\\n' if part['type'] == 'image' else '>')"
 # Qwen2-VL's own control tokens around a placeholder of its own.
 QWEN2_VISION = "'<|vision_start|><|' + part['type'] + '_pad|><|vision_end|>'"
+
+
+
+def drawn(signals: Mapping[str, tuple[str, ...]]) -> str:
+    """The jinja expression of a part: what is to be made as the first token of its signal, all else as BARE."""
+    made = "".join(f"'{tokens[0]}' if part['type'] == '{port}' else " for port, tokens in signals.items())
+    return f"({made}{BARE})"
+
 
 VICUNA_SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. "

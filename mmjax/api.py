@@ -40,7 +40,7 @@ from mmjax.interop.segmenter import SegmenterConfig
 from mmjax.model import MultimodalLM, MultimodalLMConfig
 from mmjax.paths import flatten
 from mmjax.pipelines import INDEX, Pipeline, load_pipeline
-from mmjax.pipelines.component_model import AutoencoderModel, Denoiser, is_component, load_component
+from mmjax.pipelines.component_model import ComponentModel, is_component, load_component
 from mmjax.save import save
 from mmjax.segmenter_model import SegmenterModel
 
@@ -359,7 +359,7 @@ def from_pretrained(
     param_dtype: str | None = None,
     mesh: Any = None,
     skip: Sequence[str] = (),
-) -> Model | EncoderModel | SegmenterModel | Pipeline | Denoiser | AutoencoderModel:
+) -> Model | EncoderModel | SegmenterModel | Pipeline | ComponentModel:
     """Loads a model with its weights.
 
     Args:

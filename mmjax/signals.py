@@ -230,7 +230,7 @@ def draw_media(
     scale: jax.Array | float,
     keys: jax.Array,
 ) -> jax.Array:
-    """One image of each signal, float32 [B, R, H, W, 3] from 0 to 1.
+    """What each signal asks for: [B, R, ...] of images or frames from 0 to 1, or sounds from -1 to 1.
 
     Args:
         model: with a diffusion generator at the port.

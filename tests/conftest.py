@@ -1,5 +1,7 @@
 """Settings that must stand before jax is loaded: CPU, 8 simulated devices, quick compilation, a cache on disk."""
 
+import gc
+import importlib.metadata
 import importlib.util
 import os
 import pathlib
@@ -13,6 +15,10 @@ WANTED = {
     "--xla_force_host_platform_device_count": "8",
     "--xla_backend_optimization_level": "0",
 }
+# The emitters of fused kernels take half of all the tests' time to compile them, the older ones a tenth of that. jaxlib
+# 0.11 has no choice any more, and ends the process at a flag that it does not know.
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    WANTED["--xla_cpu_use_fusion_emitters"] = "false"
 flags = os.environ.get("XLA_FLAGS", "")
 missing = " ".join(f"{name}={value}" for name, value in WANTED.items() if name not in flags)
 os.environ["XLA_FLAGS"] = f"{flags} {missing}".strip()
@@ -31,6 +37,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         mark = item.get_closest_marker("quick")
         if mark is not None and item.callspec.id not in mark.args:
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """A file stays in one process: what its tests share is made once, and not by each process again."""
+    from xdist.scheduler import LoadFileScheduling
+
+    return LoadFileScheduling(config, log) if config.getoption("dist") == "load" else None
+
+
+def pytest_collection_finish() -> None:
+    """What is loaded by now (torch, transformers, every test) stays: the collector need not walk through it again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
+@pytest.fixture(scope="session")
+def exact() -> dict[str, bool]:
+    """Options of `jax.jit` where two programs must agree bit for bit, which the older emitters do not always give."""
+    return {"xla_cpu_use_fusion_emitters": True} if "--xla_cpu_use_fusion_emitters" in WANTED else {}
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,9 @@ from mmjax.data import own_shape, patches, split, tiles, video, video_patches
 from mmjax.data.audio import AudioProcessor
 from mmjax.data.grid_views import GridViewsProcessor
 from mmjax.data.image import ImageProcessor
-from mmjax.data.image_targets import ImageTargets
 from mmjax.data.items import Layout, MediaSize
 from mmjax.data.mask_targets import MaskTargets
+from mmjax.data.media_targets import target_recipe
 from mmjax.data.own_shape import OwnShapeProcessor
 from mmjax.data.patches import PatchesProcessor
 from mmjax.data.region_processor import RegionProcessor
@@ -105,7 +105,7 @@ def recipe_from_hf(config: Mapping[str, Any], port: str = "image", layout: Layou
     if "views_processor_type" in config:
         return GridViewsProcessor.from_hf(config)
     if "target_processor_type" in config:
-        return ImageTargets.from_hf(config)
+        return target_recipe(config)
     if "mask_processor_type" in config:
         return MaskTargets.from_hf(config)
     part = next((config[key] for key in (f"{port}_processor", "image_processor") if key in config), config)

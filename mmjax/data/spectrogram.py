@@ -41,7 +41,9 @@ class MelConfig:
         center: whether frame t lies around sample t * hop_length, with the ends mirrored, not behind it.
         remove_mean: whether every frame's mean is taken off it.
         preemphasis: share of the sample before that is taken off each sample, within a frame.
-        floor: power below which the logarithm does not go.
+        offset: added to the power of every frequency.
+        power: exponent of the magnitudes that are added up in a band: 2 is power, 1 leaves them as they are.
+        floor: what the logarithm does not go below.
         logarithm: a key of LOGARITHMS.
     """
 
@@ -59,6 +61,8 @@ class MelConfig:
     center: bool = True
     remove_mean: bool = False
     preemphasis: float = 0.0
+    offset: float = 0.0
+    power: float = 2.0
     floor: float = 1e-10
     logarithm: str = "decimal"
 
@@ -152,5 +156,6 @@ def log_mel(samples: np.ndarray, config: MelConfig) -> np.ndarray:
             before = np.concatenate([frames[:, :1], frames[:, :-1]], axis=1)
             frames -= config.preemphasis * before
         power = np.abs(np.fft.rfft(frames * window, config.fft_length)) ** 2
+        power = (power + config.offset) ** (config.power / 2)
         out[start : start + BLOCK] = LOGARITHMS[config.logarithm](np.maximum(config.floor, power @ filters))
     return out

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from mmjax.config import ConfigError
 from mmjax.encoders import ENCODERS, EncoderConfig
-from mmjax.encoders.bidirectional import BidirectionalText, BidirectionalTextConfig
+from mmjax.encoders.bidirectional_text import BidirectionalText, BidirectionalTextConfig
 from mmjax.encoders.text import TextEncoder, TextEncoderConfig
 from mmjax.encoders.vit import ViTConfig
 

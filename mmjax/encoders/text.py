@@ -94,11 +94,13 @@ class TextEncoder(nn.Module):
         config: sizes and options.
         dtype: compute dtype.
         remat: rematerialisation policy of the blocks.
+        penultimate: whether what the last block reads is given too.
     """
 
     config: TextEncoderConfig
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
+    penultimate: bool = False
 
     def setup(self):
         c = self.config
@@ -125,7 +127,8 @@ class TextEncoder(nn.Module):
             mask: bool [B, T], False for padding, which no token sees; None sees all.
 
         Returns:
-            "last_hidden_state" [B, T, D]; "pooled" [B, D]; "embeds" [B, projection_dim] where there is a map.
+            "last_hidden_state" [B, T, D]; "pooled" [B, D]; "embeds" [B, projection_dim] where there is a map;
+            "penultimate" [B, T, D], without the final norm, where it is asked for.
 
         Raises:
             ValueError: the text is longer than `max_positions`.
@@ -145,14 +148,18 @@ class TextEncoder(nn.Module):
         def apply(params, x, cache):
             return self.block.apply({"params": params}, x, seen, cache=cache)
 
-        x, _ = run_stack(apply, self.blocks, x, remat=self.remat)
+        out, last = {}, c.num_layers - 1
+        if self.penultimate:
+            x, _ = run_stack(apply, self.blocks, x, remat=self.remat, stop=last)
+            out["penultimate"] = x
+        x, _ = run_stack(apply, self.blocks, x, remat=self.remat, start=last if self.penultimate else 0)
         x = self.final_norm(x)
         if c.pool == "last":
             pooled = x[:, -1]
         else:
             score = tokens if c.eos_token is None else tokens == c.eos_token
             pooled = x[jnp.arange(x.shape[0]), jnp.argmax(score, axis=-1)]
-        out = {"last_hidden_state": x, "pooled": pooled}
+        out |= {"last_hidden_state": x, "pooled": pooled}
         if c.projection_dim:
             out["embeds"] = self.projection(pooled)
         return out

@@ -23,9 +23,11 @@ from mmjax.generators.schedules.config import ScheduleConfig
 from mmjax.generators.schedules.steps import Steps
 from mmjax.generators.tiny_autoencoder import TinyAutoencoder, TinyAutoencoderConfig
 from mmjax.generators.unet import UNet, UNetConfig
+from mmjax.generators.unet3d import UNet3D, UNet3DConfig
+from mmjax.generators.vocoder import Vocoder, VocoderConfig
 
 # The one place where a denoiser's or an autoencoder's config meets its module.
-DENOISERS = {UNetConfig: UNet}
+DENOISERS = {UNetConfig: UNet, UNet3DConfig: UNet3D}
 AUTOENCODERS = {AutoencoderConfig: Autoencoder, TinyAutoencoderConfig: TinyAutoencoder}
 DenoiserConfig = functools.reduce(operator.or_, DENOISERS)
 LatentConfig = functools.reduce(operator.or_, AUTOENCODERS)
@@ -39,7 +41,10 @@ class DiffusionConfig:
         denoiser: what predicts.
         autoencoder: of what latents are latents of.
         schedule: the noise of training and the sampler.
-        size: (height, width) in pixels of what is drawn; None: what the denoiser was trained with.
+        size: (height, width) in pixels of what is drawn, of a sound (frames, channels) of its spectrogram; None: a
+            square as large as the denoiser was trained with.
+        frames: of what is drawn; None draws images. Each frame is a latent of its own.
+        vocoder: makes a sound of what the autoencoder gives, a logarithmic mel spectrogram.
         negative_tokens: a text, as the generator's own encoder reads it, that guidance leads away from; (): guidance
             leads away from what the output projector makes of no signal, states of zeros.
     """
@@ -48,6 +53,8 @@ class DiffusionConfig:
     autoencoder: LatentConfig
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     size: tuple[int, int] | None = None
+    frames: int | None = None
+    vocoder: VocoderConfig | None = None
     negative_tokens: tuple[int, ...] = ()
 
     kind: ClassVar[str] = "diffusion"
@@ -61,6 +68,16 @@ class DiffusionConfig:
         by = self.autoencoder.downsampling
         if self.size is not None and any(side % by or side < by for side in self.size):
             raise ConfigError(f"diffusion.size is {self.size}; sides must be multiples of {by}")
+        if (self.frames is not None) != (len(self.denoiser.feature_shape) == 4):
+            raise ConfigError(f"diffusion.frames is {self.frames}, and the denoiser a {self.denoiser.kind}")
+        if self.frames is not None and self.frames < 1:
+            raise ConfigError(f"diffusion.frames must be at least 1, got {self.frames}")
+        mels, drawn = getattr(self.vocoder, "num_mels", None), self.latent_shape[1] * by
+        if self.vocoder is not None and (mels, self.autoencoder.image_channels) != (drawn, 1):
+            raise ConfigError(
+                f"diffusion.vocoder reads one map of {mels} channels; the autoencoder gives "
+                f"{self.autoencoder.image_channels} of {drawn}"
+            )
 
     @property
     def condition_width(self) -> int:
@@ -73,11 +90,12 @@ class DiffusionConfig:
         return self.denoiser.feature_shape
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Shape of the latent of what is drawn."""
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of the latent of what is drawn, [h, w, C] or [T, h, w, C]."""
         by, side = self.autoencoder.downsampling, self.denoiser.sample_size
         height, width = (side, side) if self.size is None else (part // by for part in self.size)
-        return (height, width, self.autoencoder.latent_channels)
+        lead = () if self.frames is None else (self.frames,)
+        return (*lead, height, width, self.autoencoder.latent_channels)
 
     def check_encoder(self, encoder: Any) -> None:
         """Raises ConfigError unless the generator's text encoder, if there is one, gives what the denoiser reads."""
@@ -91,7 +109,9 @@ class DiffusionConfig:
 
 
 class Diffusion(nn.Module):
-    """Parameters denoiser and autoencoder. The autoencoder computes in float32: its range is that of no other dtype.
+    """Parameters denoiser, autoencoder and, where there is one, vocoder.
+
+    The last two compute in float32: their range is that of no other dtype.
 
     Attributes:
         config: the parts.
@@ -107,25 +127,37 @@ class Diffusion(nn.Module):
         c = self.config
         self.denoiser = DENOISERS[type(c.denoiser)](c.denoiser, self.dtype, self.remat)
         self.autoencoder = AUTOENCODERS[type(c.autoencoder)](c.autoencoder)
+        if c.vocoder is not None:
+            self.vocoder = Vocoder(c.vocoder)
 
     def __call__(self, noisy: jax.Array, times: jax.Array, condition: Condition) -> jax.Array:
-        """What the denoiser says of noisy latents [B, h, w, C] at times [B], float32."""
+        """What the denoiser says of noisy latents [B, ..., h, w, C] at times [B], float32."""
         return self.denoiser(noisy, times, condition).astype(jnp.float32)
 
     def encode(self, media: jax.Array) -> jax.Array:
-        """Media [B, H, W, 3] from -1 to 1 -> the middle of their latents [B, h, w, C], as the denoiser knows them."""
-        encoded = self.autoencoder.encode(media)
-        return scaled(self.config.autoencoder, getattr(encoded, "mean", encoded))
+        """Media -> the middle of their latents [B, ..., h, w, C], as the denoiser knows them.
+
+        Images [B, H, W, 3] and frames [B, T, H, W, 3] from -1 to 1; of sounds logarithmic mel spectrograms
+        [B, frames, channels, 1].
+        """
+        encoded = self.autoencoder.encode(media.reshape(-1, *media.shape[-3:]))
+        latents = scaled(self.config.autoencoder, getattr(encoded, "mean", encoded))
+        return latents.reshape(*media.shape[:-3], *latents.shape[1:])
 
     def decode(self, latents: jax.Array) -> jax.Array:
-        """Latents [B, h, w, C] -> media [B, H, W, 3] from 0 to 1."""
-        media = self.autoencoder.decode(unscaled(self.config.autoencoder, latents.astype(jnp.float32)))
-        return jnp.clip(media / 2 + 0.5, 0, 1)
+        """Latents [B, ..., h, w, C] -> images [B, H, W, 3], frames [B, T, H, W, 3] (0 to 1), sounds [B, samples]."""
+        flat = unscaled(self.config.autoencoder, latents.astype(jnp.float32)).reshape(-1, *latents.shape[-3:])
+        media = self.autoencoder.decode(flat)
+        if self.config.vocoder is not None:
+            return self.vocoder(media[..., 0])
+        return jnp.clip(media / 2 + 0.5, 0, 1).reshape(*latents.shape[:-3], *media.shape[1:])
 
     def create(self, latents: jax.Array) -> None:
-        """Touches every parameter once: what `init` runs. latents [B, h, w, C]."""
+        """Touches every parameter once: what `init` runs. latents [B, ..., h, w, C]."""
         self.denoiser.create(latents)
         self.autoencoder.create(jnp.zeros((1, *self.config.autoencoder.feature_shape)))
+        if self.config.vocoder is not None:
+            self.vocoder.create(jnp.zeros((1, *self.config.vocoder.feature_shape)))
 
 
 def denoising_loss(
@@ -140,7 +172,7 @@ def denoising_loss(
 
     Args:
         module, params: the generator.
-        latents: [B, h, w, C], clean.
+        latents: [B, ..., h, w, C], clean.
         condition: of B rows.
         noise: of the latents' shape, normal.
         times: [B], whole ones of training, or any for straight lines.
@@ -173,14 +205,14 @@ def draw(
     noise: jax.Array,
     rng: jax.Array,
 ) -> jax.Array:
-    """Media [B, H, W, 3] from 0 to 1, drawn from noise by classifier-free guidance.
+    """Media as `Diffusion.decode` gives them, drawn from noise by classifier-free guidance.
 
     Args:
         module, params: the generator.
         condition, without: of B rows each: what is asked for, and what guidance leads away from.
         steps: the sampler's table.
         scale: of guidance, see `guided`.
-        noise: [B, h, w, C], normal.
+        noise: [B, ..., h, w, C], normal.
         rng: for samplers that add noise.
     """
     variables = {"params": params}

@@ -114,14 +114,37 @@ class UNet(nn.Module):
             x: the noisy latent, scaled as the sampler says.
             times: of training.
             condition: `sequence` [B, N, C] with `mask`, `pooled` [B, P], and `extras["sizes"]` [B, S], as the config
-                has them.
+                has them; `extras["residuals"]`, what is added to the maps that the way up reads: see `ControlNet`.
 
         Raises:
-            ValueError: a latent of another number of channels, or a condition without what the config reads.
+            ValueError: a latent of another number of channels, a condition without what the config reads, or another
+                number of residuals than there are maps.
         """
         c = self.config
-        check_remat(self.remat)
         condition = Condition(None) if condition is None else condition
+        x, time, skips = self._half(x, times, condition)
+        residuals = (condition.extras or {}).get("residuals")
+        if residuals is not None:
+            if len(residuals) != len(skips) + 1:
+                raise ValueError(f"{len(residuals)} residuals for {len(skips)} maps on the way down and the middle")
+            *skips, x = (map_ + added.astype(self.dtype) for map_, added in zip([*skips, x], residuals, strict=True))
+            skips = list(skips)
+        for level in reversed(range(len(c.widths))):
+            for number in range(c.blocks + 1):
+                x = jnp.concatenate([x, skips.pop()], axis=-1)
+                x = self._block(c.widths[level], f"up_{level}_{number}")(x, time)
+                x = self._attend(x, level, f"up_attn_{level}_{number}", condition.sequence, condition.mask)
+            if level:
+                x = Conv(x.shape[-1], padding=1, dtype=self.dtype, name=f"rise_{level}")(risen(x, skips[-1].shape[1:3]))
+        x = jax.nn.silu(GroupNorm(c.groups, c.norm_eps, self.dtype, name="norm")(x))
+        return Conv(c.out_channels, padding=1, dtype=self.dtype, name="conv_out")(x)
+
+    def _half(
+        self, x: jax.Array, times: jax.Array, condition: Condition, hint: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
+        """The middle, the embedded time, and the maps on the way down; `hint` is added to the first."""
+        c = self.config
+        check_remat(self.remat)
         if x.ndim != 4 or x.shape[-1] != c.in_channels:
             raise ValueError(f"latents are {tuple(x.shape)}; wanted [B, h, w, {c.in_channels}]")
         if c.context_width is not None and (
@@ -132,7 +155,7 @@ class UNet(nn.Module):
         time = self._time(jnp.broadcast_to(times, x.shape[:1]), condition)
         reads = condition.sequence, condition.mask
         x = Conv(c.widths[0], padding=1, dtype=self.dtype, name="conv_in")(x.astype(self.dtype))
-        x = constrain(x, "batch", None, None, "act_embed")
+        x = constrain(x if hint is None else x + hint, "batch", None, None, "act_embed")
         skips, last = [x], len(c.widths) - 1
         for level, width in enumerate(c.widths):
             for number in range(c.blocks):
@@ -145,16 +168,7 @@ class UNet(nn.Module):
         x = self._block(x.shape[-1], "middle_1")(x, time)
         if c.middle_layers:
             x = self._transformer(last, c.middle_layers, "middle_attn")(x, *reads)
-        x = self._block(x.shape[-1], "middle_2")(x, time)
-        for level in reversed(range(last + 1)):
-            for number in range(c.blocks + 1):
-                x = jnp.concatenate([x, skips.pop()], axis=-1)
-                x = self._block(c.widths[level], f"up_{level}_{number}")(x, time)
-                x = self._attend(x, level, f"up_attn_{level}_{number}", *reads)
-            if level:
-                x = Conv(x.shape[-1], padding=1, dtype=self.dtype, name=f"rise_{level}")(risen(x, skips[-1].shape[1:3]))
-        x = jax.nn.silu(GroupNorm(c.groups, c.norm_eps, self.dtype, name="norm")(x))
-        return Conv(c.out_channels, padding=1, dtype=self.dtype, name="conv_out")(x)
+        return self._block(x.shape[-1], "middle_2")(x, time), time, skips
 
     def _time(self, times: jax.Array, condition: Condition) -> jax.Array:
         c = self.config
@@ -195,8 +209,12 @@ class UNet(nn.Module):
 
     def create(self, x: jax.Array) -> jax.Array:
         """Touches every parameter once: what `init` runs. x [B, h, w, in]."""
-        c, batch = self.config, x.shape[0]
+        return self(x, jnp.zeros(x.shape[0]), self._nothing(x.shape[0]))
+
+    def _nothing(self, batch: int) -> Condition:
+        """A condition of zeros."""
+        c = self.config
         sequence = None if c.context_width is None else jnp.zeros((batch, 1, c.context_width))
         pooled = jnp.zeros((batch, c.pooled_width)) if c.pooled_width else None
         extras = {"sizes": jnp.zeros((batch, c.num_sizes))} if c.pooled == "sizes" else None
-        return self(x, jnp.zeros(batch), Condition(sequence, None, pooled, extras))
+        return Condition(sequence, None, pooled, extras)

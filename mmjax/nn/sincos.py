@@ -25,8 +25,7 @@ def sincos_1d(positions: jax.Array, width: int) -> jax.Array:
 def sincos_2d(width: int, rows: int | np.ndarray, columns: int | np.ndarray) -> np.ndarray:
     """float32 [rows, columns, width]: the first half of the channels says the column, the second half the row.
 
-    Each half holds the sines, then the cosines, of position / 10000^(i / (width / 4)). Rows and columns are counts, or
-    the positions themselves where these are not 0, 1, 2, ...
+    Each half is a `sincos_line`. Rows and columns are counts, or the positions themselves where these are not 0, 1, ...
 
     Raises:
         ConfigError: `width` is not a multiple of 4.
@@ -35,12 +34,13 @@ def sincos_2d(width: int, rows: int | np.ndarray, columns: int | np.ndarray) -> 
         raise ConfigError(f"two-dimensional sine positions need a width that is a multiple of 4, got {width}")
 
     down, across = (np.arange(axis) if isinstance(axis, int) else axis for axis in (rows, columns))
+    shape, half = (len(down), len(across), width // 2), width // 2
+    lines = sincos_line(half, across)[None], sincos_line(half, down)[:, None]
+    return np.concatenate([np.broadcast_to(line, shape) for line in lines], axis=-1)
 
-    def line(positions: np.ndarray) -> np.ndarray:
-        frequencies = 1.0 / 10000 ** (np.arange(width // 4) / (width / 4))
-        angles = positions[:, None] * frequencies
-        return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
-    shape = (len(down), len(across), width // 2)
-    parts = np.broadcast_to(line(across)[None], shape), np.broadcast_to(line(down)[:, None], shape)
-    return np.concatenate(parts, axis=-1).astype(np.float32)
+def sincos_line(width: int, positions: np.ndarray) -> np.ndarray:
+    """float32 [len(positions), width]: the sines, then the cosines, of position / 10000^(i / (width / 2))."""
+    frequencies = 1.0 / 10000 ** (np.arange(width // 2) / (width / 2))
+    angles = positions[:, None] * frequencies
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)

@@ -29,7 +29,8 @@ from mmjax.encoders import EncoderConfig
 from mmjax.encoders.dual import DualEncoderConfig
 from mmjax.encoders.frames import FramesConfig
 from mmjax.encoders.tile_adapters import TileAdaptersConfig
-from mmjax.interop import gguf, huggingface
+from mmjax.generators.diffusion import DiffusionConfig
+from mmjax.interop import diffusers, gguf, huggingface
 from mmjax.interop.locate import locate
 from mmjax.interop.segmenter import SegmenterConfig
 from mmjax.model import MultimodalLM, MultimodalLMConfig
@@ -45,7 +46,8 @@ class InitConfig:
         encoders: port -> a directory in transformers' layout (of a vision tower, or of CLIP or SigLIP whole); where
             an encoder takes frames, of the tower of one frame.
             Names on the hub will do as well.
-        generators: port -> a directory in transformers' layout of a generator with its encoder (SAM).
+        generators: port -> a directory in transformers' layout of a generator with its encoder (SAM), or in
+            diffusers' of a pipeline, whose unet, vae, text_encoder and vocoder are taken.
     """
 
     backbone: str | None = None
@@ -65,6 +67,8 @@ class ProcessorConfig:
         images: port -> fields of `mmjax.data.image.ImageProcessor`; or, where they name the class of a processor of
             transformers (image_processor_type, video_processor_type or feature_extractor_type), of its
             preprocessor_config.json. A port without any takes float arrays as they are.
+        signals: port of a generator -> the tokens that are its signal, as they are written; the first is also its
+            placeholder.
         template: jinja source, or None: the tokenizer's own.
         lengths, items, targets, too_long: see `TokenPlan`.
         reader: the tokenizer of a Q-Former that reads the instruction, as `tokenizer`; None: there is none.
@@ -73,6 +77,7 @@ class ProcessorConfig:
     tokenizer: str | None = None
     placeholders: dict[str, str] = dataclasses.field(default_factory=dict)
     images: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    signals: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     template: str | None = None
     lengths: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
     items: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
@@ -169,9 +174,34 @@ def _pretrained(config: TrainConfig) -> dict[str, np.ndarray]:
     return leaves
 
 
+# Where the parts of a diffusion generator lie in a pipeline's directory of diffusers.
+_PIPELINE = {"denoiser": "unet", "autoencoder": "vae", "vocoder": "vocoder"}
+
+
+def _pipeline(config: TrainConfig, port: str, source: str) -> dict[str, Any]:
+    """The leaves of a diffusion generator, and of its text encoder where the model has one."""
+    wanted, leaves = config.model.generators[port], {}
+    for field, folder in _PIPELINE.items():
+        part = getattr(wanted, field)
+        if part is None:
+            continue
+        load = huggingface.load if field == "vocoder" else diffusers.load
+        found = load(f"{source}/{folder}", put=_on_host)
+        _check_same(part, found.config, f"model.generators.{port}.{field}", source, ())
+        leaves |= _flat(f"generators/{port}/{field}", found.params)
+    if port in config.model.generator_encoders:
+        found = huggingface.load(f"{source}/text_encoder", config.param_dtype, _on_host)
+        wanted = config.model.generator_encoders[port]
+        _check_same(wanted, found.config, f"model.generator_encoders.{port}", source, ())
+        leaves |= _flat(f"generator_encoders/{port}", found.params)
+    return leaves
+
+
 def _generator(config: TrainConfig, port: str, source: str) -> dict[str, Any]:
     """The leaves of a generator and of its encoder."""
     source = str(locate(source))
+    if isinstance(config.model.generators[port], DiffusionConfig):
+        return _pipeline(config, port, source)
     loaded = huggingface.load(source, config.param_dtype, _on_host)
     if not isinstance(loaded.config, SegmenterConfig):
         raise ConfigError(f"init.generators.{port}: {source} holds a {type(loaded.config).__name__}, no segmenter")
@@ -266,7 +296,9 @@ def make_processor(config: TrainConfig) -> Processor:
     spec, model = config.processor, config.model
     tokenizer = _tokenizer(spec.tokenizer or config.init.backbone)
     marks = {port: text for port, text in spec.placeholders.items() if port not in model.unmarked}
-    tokenizer = tokenizer.with_tokens(marks.values())
+    spelt = [token for tokens in spec.signals.values() for token in tokens]
+    media = [text for port, text in marks.items() if port not in spec.signals]
+    tokenizer = tokenizer.with_tokens(dict.fromkeys([*media, *spelt]))
     if tokenizer.vocab_size > model.backbone.vocab_size:
         raise ConfigError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, model.backbone.vocab_size is "
@@ -281,6 +313,13 @@ def make_processor(config: TrainConfig) -> Processor:
             raise ConfigError(
                 f"model.{field}.{port} is {ids.get(port)}, but the tokenizer's id of {printed!r} is "
                 f"{tokenizer.token_id(printed)}"
+            )
+    for port, tokens in spec.signals.items():
+        ids = tuple(tokenizer.token_id(token) for token in tokens)
+        if ids != tuple(model.signal_tokens.get(port, ())):
+            raise ConfigError(
+                f"model.signal_tokens.{port} is {model.signal_tokens.get(port)}, but the tokenizer's ids of "
+                f"{' '.join(tokens)} are {ids}"
             )
     try:
         images = {port: _recipe(port, fields) for port, fields in spec.images.items()}

@@ -102,9 +102,10 @@ def mask_means(model, params, port, text, hidden, target, rng=None, options=None
 def diffusion_means(model, params, port, text, hidden, target, rng, options: SignalLoss) -> dict[str, jax.Array]:
     """Means over the signals of a batch: "diffusion" of the denoiser's error, "alignment" where there are captions.
 
-    The target has "latents" [B, R, h, w, C] as the denoiser knows them, or "media" [B, R, H, W, 3] from -1 to 1, which
-    the frozen autoencoder encodes; one for each signal of a row in order. "captions" int [B, R, T] are texts for the
-    generator's own encoder. A mean whose arrays are not there, or whose weight is 0, is not computed.
+    The target has "latents" [B, R, ..., h, w, C] as the denoiser knows them, or "media" [B, R, ...], see
+    `Diffusion.encode`, which the frozen autoencoder encodes; one for each signal of a row in order. "captions" int
+    [B, R, T] are texts for the generator's own encoder. A mean whose arrays are not there, or whose weight is 0, is not
+    computed.
 
     Without `rng` (evaluation) the noise is always the same and nothing is dropped.
     """

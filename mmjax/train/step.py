@@ -24,8 +24,10 @@ from mmjax.train.losses import next_token_loss
 from mmjax.train.stage import StageConfig
 
 Loss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+# Of generators, see `mmjax.train.signal_loss`.
+DRAWN = ("diffusion", "alignment", "retrieval", "decision")
 # Entries of a loss's aux that the step divides by the weight, and what they are called then.
-MEANS = {"correct": "accuracy", **{name: name for name in ("router_loss", "router_load", "bce", "dice")}}
+MEANS = {"correct": "accuracy", **{name: name for name in ("router_loss", "router_load", "bce", "dice", *DRAWN)}}
 
 
 @jax.tree_util.register_dataclass

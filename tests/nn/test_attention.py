@@ -35,17 +35,17 @@ def test_a_row_that_sees_nothing_stays_finite():
 def test_cache_gives_what_the_whole_sequence_gives():
     module = Attention(width=12, num_heads=4, num_kv_heads=2, head_dim=6, qkv_bias=True)
     x = jax.random.normal(jax.random.key(0), (2, 7, 12))
-    params = module.init(jax.random.key(1), x)
+    params, apply = jax.jit(module.init)(jax.random.key(1), x), jax.jit(module.apply)
     positions = jnp.broadcast_to(jnp.arange(7), (2, 7))
     causal = jnp.broadcast_to(jnp.tril(jnp.ones((7, 7), bool)), (2, 7, 7))
-    whole, _ = module.apply(params, x, causal, rotation(positions, 6, 100.0))
+    whole, _ = apply(params, x, causal, rotation(positions, 6, 100.0))
     empty = jnp.zeros((2, 2, 10, 6))
-    prefill, cache = module.apply(
+    prefill, cache = apply(
         params, x[:, :4], causal[:, :4, :4], rotation(positions[:, :4], 6, 100.0), (empty, empty), 0
     )
     np.testing.assert_allclose(prefill, whole[:, :4], atol=1e-5)
     for t in range(4, 7):
         mask = jnp.broadcast_to(jnp.arange(10) <= t, (2, 1, 10))
         angles = rotation(positions[:, t : t + 1], 6, 100.0)
-        step, cache = module.apply(params, x[:, t : t + 1], mask, angles, cache, t)
+        step, cache = apply(params, x[:, t : t + 1], mask, angles, cache, t)
         np.testing.assert_allclose(step[:, 0], whole[:, t], atol=1e-5)

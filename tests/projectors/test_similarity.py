@@ -3,14 +3,12 @@
 import jax
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from mmjax.config import ConfigError
-from mmjax.data.contracts import Media
 from mmjax.nn.attention import Attention
 from mmjax.nn.norms import LayerNorm
-from mmjax.projectors.resampler import ResamplerConfig, ResamplerProjector
-from mmjax.projectors.similarity import SimilarityConfig, SimilarityProjector, least_similar
+from mmjax.projectors.resampler import ResamplerConfig
+from mmjax.projectors.similarity import SimilarityConfig, least_similar
 
 EACH = ResamplerConfig(in_width=10, width=12, grid=(2, 3), query_grid=(1, 2), num_heads=3)
 CONFIG = SimilarityConfig(EACH, views=3, num_kept=4, num_heads=2)
@@ -35,21 +33,20 @@ def test_the_least_similar_are_kept_in_order(count):
         assert not {1, 4} & set(kept[0].tolist())
 
 
-def test_kept_tokens_read_all():
-    module = SimilarityProjector(CONFIG)
+def test_kept_tokens_read_all(tools):
     values = np.random.default_rng(1).normal(size=(2, 2 * 3 * 6, 10)).astype(np.float32)
     segments = np.repeat([[1, 2], [1, 0]], 18, axis=1).astype(np.int32)
-    media = Media(values, segments, stage="encoded")
-    params = nn.unbox(module.init(jax.random.key(0), media)["params"])
-    out = module.apply({"params": params}, media)
+    params = tools.init(CONFIG, 18)
+    out = tools.run(CONFIG, params, values, segment_ids=segments)
     assert out.values.shape == (2, 2 * 4, 12) and out.stage == "projected"
     assert np.asarray(out.segment_ids).tolist() == [[1] * 4 + [2] * 4, [1] * 4 + [0] * 4]
-    made = ResamplerProjector(EACH).apply({"params": params["each"]}, media).values.reshape(4, 6, 12)
+    made = tools.run(EACH, params["each"], values, segment_ids=segments).values.reshape(4, 6, 12)
     norm = lambda x: LayerNorm().apply({"params": params["norm"]}, x)
     attention = Attention(12, 2, 2, 6, True, True)
+    read_by = jax.jit(lambda kept, x: attention.apply({"params": params["attn"]}, norm(kept), source=norm(x))[0])
     for item in range(3):  # the last one is padding
         kept = made[item, np.array(by_hand(np.asarray(made[item], np.float64), 4))][None]
-        read = attention.apply({"params": params["attn"]}, norm(kept), source=norm(made[item][None]))[0]
+        read = read_by(kept, made[item][None])
         np.testing.assert_allclose(out.values.reshape(4, 4, 12)[item], (kept + read)[0], atol=1e-5)
     assert CONFIG.num_tokens(18) == 4
 

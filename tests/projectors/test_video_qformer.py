@@ -6,21 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from mmjax.config import ConfigError
 from mmjax.data.contracts import Media
 from mmjax.projectors.qformer import QFormerConfig, QFormerProjector
-from mmjax.projectors.video_qformer import VideoQFormerConfig, VideoQFormerProjector
+from mmjax.projectors.video_qformer import VideoQFormerConfig
 
 FRAME = QFormerConfig(6, 8, 3, 8, 2, 2, 12, num_features=5)
 VIDEO = QFormerConfig(8, 10, 2, 12, 2, 3, 16, cross_attention_frequency=1)
 CONFIG = VideoQFormerConfig(VIDEO, 4, FRAME)
-
-
-def randomised(tree):
-    rng = np.random.default_rng(3)
-    return jax.tree.map(lambda leaf: leaf + 0.2 * rng.normal(size=leaf.shape).astype(np.float32), tree)
 
 
 def queries_of(config, params, x):
@@ -35,33 +29,31 @@ def mapped(params, tokens):
     return tokens @ params["out"]["kernel"] + params["out"]["bias"]
 
 
-def made(config, length):
-    module = VideoQFormerProjector(config)
-    media = Media(jnp.zeros((1, length, config.in_width)), stage="encoded")
-    return module, randomised(nn.unbox(module.init(jax.random.key(0), media)["params"]))
+@jax.jit
+def by_hand(params, item):
+    """An item [20, 6] of CONFIG, frame by frame."""
+    frames = [queries_of(FRAME, params["frame"], item[5 * t : 5 * t + 5]) + params["positions"][t] for t in range(4)]
+    return mapped(params, queries_of(VIDEO, params["video"], jnp.concatenate(frames)))
 
 
-def test_frame_by_frame_then_over_all():
-    module, params = made(CONFIG, 20)
+def test_frame_by_frame_then_over_all(tools):
+    params = tools.init(CONFIG, 20)
     values = np.random.default_rng(0).normal(size=(2, 2 * 20, 6)).astype(np.float32)
     segments = np.repeat([[1, 2], [1, 0]], 20, axis=1).astype(np.int32)
-    out = module.apply({"params": params}, Media(values, segments, stage="encoded"))
+    out = tools.run(CONFIG, params, values, segment_ids=segments)
     assert out.values.shape == (2, 2 * 2, 10) and np.asarray(out.segment_ids).tolist() == [[1, 1, 2, 2], [1, 1, 0, 0]]
-    item = values[0, 20:]
-    frames = [queries_of(FRAME, params["frame"], item[5 * t : 5 * t + 5]) + params["positions"][t] for t in range(4)]
-    wanted = mapped(params, queries_of(VIDEO, params["video"], jnp.concatenate(frames)))
-    np.testing.assert_allclose(out.values[0, 2:], wanted, atol=1e-5)
+    np.testing.assert_allclose(out.values[0, 2:], by_hand(params, values[0, 20:]), atol=1e-5)
 
 
-def test_clips_of_one_feature():
+def test_clips_of_one_feature(tools):
     """What ImageBind's tower of sound gives; another order of clips is another sound."""
     config = VideoQFormerConfig(VIDEO, 3)
-    module, params = made(config, 3)
+    params = tools.init(config, 3)
     item = np.random.default_rng(1).normal(size=(3, 8)).astype(np.float32)
-    run = lambda x: module.apply({"params": params}, Media(x[None], stage="encoded")).values[0]
-    wanted = mapped(params, queries_of(VIDEO, params["video"], item + params["positions"]))
-    np.testing.assert_allclose(run(item), wanted, atol=1e-5)
-    assert np.abs(run(item[::-1]) - run(item)).max() > 1e-3
+    wanted = jax.jit(lambda p, x: mapped(p, queries_of(VIDEO, p["video"], x + p["positions"])))(params, item)
+    there, back = tools.run(config, params, np.stack([item, item[::-1]])).values
+    np.testing.assert_allclose(there, wanted, atol=1e-5)
+    assert np.abs(back - there).max() > 1e-3
     assert config.num_tokens(3) == 2 and config.in_width == 8
 
 

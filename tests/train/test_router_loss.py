@@ -1,6 +1,7 @@
 """The balancing loss of routers as a term of the loss: transformers' Mixtral, micro-batches, and what it does."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -57,26 +58,35 @@ def test_the_loss_of_mixtral(tmp_path):
     weights = batch.text.loss_weights
     labels = torch.tensor(np.where(weights > 0, tokens, -100))
     mask = torch.tensor(batch.text.segment_ids)
-    for coefficient in (0.02, 0.7):
+    coefficients = (0.02, 0.7)
+    losses = jax.jit(
+        lambda params: [next_token_loss(model, params, batch, router_weight=weight) for weight in (*coefficients, None)]
+    )(loaded.params)
+    for coefficient, (total, aux) in zip(coefficients, losses, strict=False):
         theirs.config.router_aux_loss_coef = theirs.router_aux_loss_coef = coefficient
         out = theirs(torch.tensor(tokens), attention_mask=mask, labels=labels, output_router_logits=True)
-        total, aux = next_token_loss(model, loaded.params, batch, router_weight=coefficient)
         np.testing.assert_allclose(total / aux["weight"], out.loss.item(), rtol=1e-5)
         np.testing.assert_allclose(aux["router_loss"] / aux["weight"], out.aux_loss.item(), rtol=1e-5)
         assert 1 < aux["router_load"] / aux["weight"] < 5 / 2
-    plain, aux = next_token_loss(model, loaded.params, batch)
+    plain, aux = losses[-1]
     assert set(aux) == {"weight", "correct", "targets"}
     np.testing.assert_allclose(plain / aux["weight"], (out.loss - coefficient * out.aux_loss).item(), rtol=1e-5)
 
 
-def trained(stage, batch, steps):
-    """Metrics of every step, from weights whose routers send nearly all tokens to one expert."""
-    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+@functools.cache
+def biased_params():
+    """Weights whose routers send nearly all tokens to one expert."""
     params = jax.jit(MODEL.init)(jax.random.key(0))
     router = params["backbone"]["blocks"]["mlp"]["router"]
     # What all tokens share is read by the first expert: norms' scales and a direction of the embeddings.
     router["kernel"] = router["kernel"] * 0.1 + jnp.zeros((12, 4)).at[0, 0].set(2.0)
     params["backbone"]["embed"]["embedding"] = params["backbone"]["embed"]["embedding"].at[:, 0].add(0.2)
+    return params
+
+
+def trained(stage, batch, steps):
+    """Metrics of every step from `biased_params`."""
+    mesh, params = make_mesh(MeshConfig(), jax.devices()[:1]), biased_params()
     axes = flatten(MODEL.param_axes())
     trainable, frozen = split(params, stage)
     optimizer = make_optimizer(stage, multipliers(params, stage), axes)
@@ -96,8 +106,8 @@ def batch():
 
 
 def test_training_with_it_evens_the_load(batch):
-    watched = trained(stage_of(), batch, 30)
-    balanced = trained(stage_of(router_weight=1.0), batch, 30)
+    watched = trained(stage_of(), batch, 6)
+    balanced = trained(stage_of(router_weight=1.0), batch, 6)
     assert watched[0]["router_load"] == balanced[0]["router_load"] > 3
     assert balanced[0]["loss"] == pytest.approx(watched[0]["loss"] + balanced[0]["router_loss"], rel=1e-5)
     assert balanced[-1]["router_load"] < 2 < watched[-1]["router_load"]

@@ -13,6 +13,7 @@ import numpy as np
 
 from mmjax.config import ConfigError, nearest
 from mmjax.generators.autoencoder import Autoencoder, AutoencoderConfig
+from mmjax.generators.controlnet import ControlNet, ControlNetConfig
 from mmjax.generators.dit import DiT, DiTConfig
 from mmjax.generators.mmdit import MMDiT, MMDiTConfig
 from mmjax.generators.pixart import PixArt, PixArtConfig
@@ -20,15 +21,18 @@ from mmjax.generators.tiny_autoencoder import TinyAutoencoder, TinyAutoencoderCo
 from mmjax.generators.unet import UNet, UNetConfig
 from mmjax.generators.unet3d import UNet3D, UNet3DConfig
 from mmjax.generators.vq_autoencoder import VQAutoencoder, VQAutoencoderConfig
+from mmjax.generators.wan import Wan, WanConfig
 from mmjax.interop.diffusers import (
     autoencoder_kl,
     autoencoder_tiny,
+    controlnet,
     dit_transformer_2d,
     pixart_transformer_2d,
     sd3_transformer_2d,
     unet_2d_condition,
     unet_3d_condition,
     vq_model,
+    wan_transformer_3d,
 )
 from mmjax.interop.table import export_params, import_params, rename
 from mmjax.interop.tensors import DIFFUSION, WeightsError, read_directory, write_directory
@@ -39,33 +43,39 @@ FAMILIES = {
     for family in (
         autoencoder_kl,
         autoencoder_tiny,
+        controlnet,
         dit_transformer_2d,
         pixart_transformer_2d,
         sd3_transformer_2d,
         unet_2d_condition,
         unet_3d_condition,
         vq_model,
+        wan_transformer_3d,
     )
 }
 MODULES = {
     AutoencoderConfig: Autoencoder,
     TinyAutoencoderConfig: TinyAutoencoder,
     UNetConfig: UNet,
+    ControlNetConfig: ControlNet,
     UNet3DConfig: UNet3D,
     VQAutoencoderConfig: VQAutoencoder,
     DiTConfig: DiT,
     PixArtConfig: PixArt,
     MMDiTConfig: MMDiT,
+    WanConfig: Wan,
 }
 OF_CONFIG = {
     AutoencoderConfig: autoencoder_kl,
     TinyAutoencoderConfig: autoencoder_tiny,
     UNetConfig: unet_2d_condition,
+    ControlNetConfig: controlnet,
     UNet3DConfig: unet_3d_condition,
     VQAutoencoderConfig: vq_model,
     DiTConfig: dit_transformer_2d,
     PixArtConfig: pixart_transformer_2d,
     MMDiTConfig: sd3_transformer_2d,
+    WanConfig: wan_transformer_3d,
 }
 
 

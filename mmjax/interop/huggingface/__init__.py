@@ -20,7 +20,7 @@ from mmjax.backbones.encoder_decoder import EncoderDecoderConfig
 from mmjax.config import ConfigError, nearest
 from mmjax.encoders import ENCODERS, EncoderConfig
 from mmjax.encoders.ast import ASTConfig
-from mmjax.encoders.bidirectional import BidirectionalTextConfig
+from mmjax.encoders.bidirectional_text import BidirectionalTextConfig
 from mmjax.encoders.clap import CLAPConfig
 from mmjax.encoders.convnext import ConvNeXtConfig
 from mmjax.encoders.dual import TEXT_TOWERS, DualEncoder, DualEncoderConfig, TextConfig, Tower

@@ -96,7 +96,13 @@ def drawn(model, seed=0, spread=0.3):
     return jax.tree_util.tree_map_with_path(draw, model.param_shapes())
 
 
+def fresh(model):
+    """Params of which the fusion is what the model's initialiser makes; to compile all of it takes far longer."""
+    params, make = drawn(model), jax.jit(lambda key: model.init(key)["backbone"]["fusion"])
+    return {**params, "backbone": {**params["backbone"], "fusion": make(jax.random.key(0))}}
+
+
 @pytest.fixture(scope="session")
 def slow():
-    """`slow.Decoder` and `slow.drawn`."""
-    return SimpleNamespace(Decoder=SlowDecoder, drawn=drawn)
+    """`slow.Decoder`, `slow.drawn` and `slow.fresh`."""
+    return SimpleNamespace(Decoder=SlowDecoder, drawn=drawn, fresh=fresh)

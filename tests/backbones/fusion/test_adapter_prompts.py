@@ -43,8 +43,8 @@ logits = jax.jit(lambda params, batch: MODEL(params, batch).logits)
 
 
 @pytest.fixture(scope="module")
-def fresh():
-    return jax.jit(MODEL.init)(jax.random.key(0))
+def fresh(slow):
+    return slow.fresh(MODEL)
 
 
 @pytest.fixture(scope="module")

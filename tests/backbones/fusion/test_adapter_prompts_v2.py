@@ -48,7 +48,7 @@ def params(slow):
 
 def test_against_a_slow_implementation(params, slow):
     fusion = params["backbone"]["fusion"]
-    memory = MODEL.encode_media(params, {"image": Media(PIXELS)})["image"].values
+    memory = jax.jit(MODEL.encode_media)(params, {"image": Media(PIXELS)})["image"].values
     embeddings = MODEL.embed(params, batch().text)
     got = jax.jit(lambda params, batch: MODEL(params, batch).hidden)(params, batch())
     for row in range(2):
@@ -73,8 +73,8 @@ def test_against_a_slow_implementation(params, slow):
         np.testing.assert_allclose(got[row], decoder(embeddings[row]), rtol=0, atol=5e-5)
 
 
-def test_a_fresh_model_is_its_text_model_bit_for_bit():
-    params = jax.jit(MODEL.init)(jax.random.key(0))
+def test_a_fresh_model_is_its_text_model_bit_for_bit(slow):
+    params = slow.fresh(MODEL)
     backbone = {name: part for name, part in params["backbone"].items() if name != "fusion"}
     plain = MultimodalLM(MultimodalLMConfig(PLAIN))
     wanted = jax.jit(plain.__call__)({"backbone": backbone}, batch().replace(media={})).logits

@@ -50,13 +50,9 @@ def stream(tokens=TOKENS, seen=SEEN, segments=None):
 
 
 @pytest.fixture(scope="module")
-def params():
+def params(slow):
     """Everything at random, the gates too."""
-    tree = jax.jit(MODEL.init)(jax.random.key(0))
-    leaves, structure = jax.tree.flatten(tree)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    drawn = [leaf + 0.3 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(structure, drawn)
+    return slow.drawn(MODEL)
 
 
 @jax.jit
@@ -64,8 +60,8 @@ def logits(params, text, pixels):
     return MODEL(params, Batch({"text": text}, {"image": Media(pixels, ITEMS)})).logits
 
 
-def test_a_fresh_model_is_its_text_model_bit_for_bit():
-    params = jax.jit(MODEL.init)(jax.random.key(2))
+def test_a_fresh_model_is_its_text_model_bit_for_bit(slow):
+    params = slow.fresh(MODEL)
     backbone = {name: part for name, part in params["backbone"].items() if name != "fusion"}
     plain = MultimodalLM(MultimodalLMConfig(PLAIN))
     wanted = jax.jit(plain.__call__)({"backbone": backbone}, Batch({"text": stream()})).logits

@@ -60,7 +60,7 @@ def params(slow):
 
 def test_against_a_slow_implementation(params, slow):
     fusion = params["backbone"]["fusion"]["blocks"]
-    media = MODEL.encode_media(params, batch().media)
+    media = jax.jit(MODEL.encode_media)(params, batch().media)
     embeddings = MODEL.embed(params, batch().text, media)
     got = forward(params, batch()).hidden
     for row in range(2):

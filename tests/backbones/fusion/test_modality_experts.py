@@ -53,7 +53,8 @@ def params(slow):
 def test_against_a_slow_implementation(params, slow, routing):
     model = MODEL if routing == "router" else adapt(MODEL, params, STAGE)[0]
     fusion = params["backbone"]["fusion"]["blocks"]
-    embeddings = model.embed(params, batch().text, model.encode_media(params, batch().media))
+    embed = jax.jit(lambda params, batch: model.embed(params, batch.text, model.encode_media(params, batch.media)))
+    embeddings = embed(params, batch())
     got = jax.jit(model.__call__)(params, batch()).hidden
     by_row = [[1, 0, 0], [0, 1, 0], [0.5, 0.5, 0], [1 / 3] * 3]
     for row in range(4):
@@ -80,9 +81,9 @@ def test_against_a_slow_implementation(params, slow, routing):
         np.testing.assert_allclose(got[row], decoder(embeddings[row]), rtol=0, atol=1e-4)
 
 
-def test_fresh_experts_are_the_text_model():
+def test_fresh_experts_are_the_text_model(slow):
     """Every expert is the text's MLP; their weights have sum 1."""
-    params = jax.jit(MODEL.init)(jax.random.key(0))
+    params = slow.fresh(MODEL)
     backbone = {name: part for name, part in params["backbone"].items() if name != "fusion"}
     plain = MultimodalLM(dataclasses.replace(CONFIG, backbone=PLAIN))
     wanted = jax.jit(plain.__call__)({**params, "backbone": backbone}, batch()).logits

@@ -1,16 +1,16 @@
-"""Images to make: which of a record's they are, their signals, pixels and captions, and batches of them."""
-
-import dataclasses
+"""Media to make: which of a record's they are, their signals, arrays and captions, and batches of them."""
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from transformers.audio_utils import mel_filter_bank
 
 from mmjax.data.collate import collate
 from mmjax.data.conversation import parse_record
 from mmjax.data.image import ImageError, ImageProcessor
-from mmjax.data.image_targets import ImageTargets
 from mmjax.data.items import Layout, TokenPlanError
+from mmjax.data.media_targets import ImageTargets, SoundTargets, VideoTargets
 from mmjax.data.processor import Processor
 from mmjax.data.recipes import recipe_from_hf
 from mmjax.data.samples import SampleTooLong
@@ -36,7 +36,7 @@ def processor(**options):
         tokenizer,
         {
             "image": ImageProcessor(size={"height": 16, "width": 16}, do_center_crop=False),
-            "image_out": ImageTargets(8, 12, **options),
+            "image_out": ImageTargets(**options, height=8, width=12),
         },
         TEMPLATE,
         {"image": "<image>", "image_out": "[IMG0]"},
@@ -115,8 +115,44 @@ def test_bad_records_are_named(captions, tmp_path):
         model.sample(record({"type": "image", "path": str(tmp_path / "half.png"), "caption": "x"}, "!"))
 
 
-def test_recipe_goes_through_its_file():
-    recipe = ImageTargets(24, 16, "/models/captions", 9)
+def test_frames_of_a_video_are_spread_over_it():
+    frames = np.stack([np.full((10, 20, 3), value, np.uint8) for value in range(0, 200, 20)])
+    made = VideoTargets(frames=3, height=4, width=4).open(frames)
+    assert made.shape == (3, 4, 4, 3)
+    # The middle of each third of ten frames.
+    np.testing.assert_allclose(made[:, 0, 0, 0], np.array([20, 100, 160]) / 127.5 - 1, atol=1e-6)
+
+
+def test_sounds_are_the_spectrograms_of_hifi_gan():
+    recipe = SoundTargets(
+        frames=20, num_mels=16, frame_length=256, hop_length=64, sampling_rate=8000, max_frequency=3500.0
+    )
+    samples = np.random.default_rng(0).normal(size=1000).astype(np.float32) / 5
+    # Its published code: padded by half of what windows overlap, magnitudes, bands of equal area, natural logarithm.
+    whole = torch.nn.functional.pad(torch.tensor(samples), (0, 280))
+    padded = torch.nn.functional.pad(whole[None, None], (96, 96), mode="reflect")[0, 0]
+    spectrum = torch.stft(padded, 256, 64, 256, torch.hann_window(256), center=False, return_complex=True)
+    magnitudes = torch.sqrt(spectrum.abs() ** 2 + 1e-9)
+    bands = mel_filter_bank(129, 16, 0.0, 3500.0, 8000, norm="slaney", mel_scale="slaney")
+    wanted = torch.log(torch.clamp(torch.tensor(bands.T, dtype=torch.float32) @ magnitudes, min=1e-5)).T
+    found = recipe.open(samples)
+    assert found.shape == recipe.shape == (20, 16, 1)
+    np.testing.assert_allclose(found[..., 0], wanted.numpy(), atol=1e-3)
+    longer = recipe.open(np.concatenate([samples, np.zeros(280, np.float32), samples]))
+    np.testing.assert_allclose(longer, found, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        ImageTargets(height=24, width=16, captions="/models/captions", window=9),
+        VideoTargets(frames=3),
+        SoundTargets(num_mels=8),
+    ],
+    ids=lambda recipe: type(recipe).__name__,
+)
+def test_recipes_go_through_their_files(recipe):
     assert recipe_from_hf(recipe.to_hf(), "image_out") == recipe
-    assert set(recipe.specs) == {"media", "captions"}
-    assert set(dataclasses.replace(recipe, captions=None).specs) == {"media"}
+    assert set(recipe.specs) == ({"media", "captions"} if recipe.captions else {"media"})
+    with pytest.raises(ValueError, match="there are ImageTargets"):
+        recipe_from_hf({"target_processor_type": "SmellTargets"})
