@@ -19,6 +19,7 @@ from mmjax.backbones import BACKBONES
 from mmjax.config import ConfigError, check_choice
 from mmjax.data.contracts import Batch, Media, TextStream
 from mmjax.encoders import ENCODERS
+from mmjax.generators.image_codes import ImageCodes
 from mmjax.model_config import MultimodalLMConfig
 from mmjax.nn.masks import attention_mask, cross_mask
 from mmjax.nn.stack import check_remat
@@ -74,6 +75,11 @@ class MultimodalLM:
         config = self.config.projectors[port]
         return PROJECTORS[type(config)](config, jnp.dtype(self.dtype))
 
+    @functools.cached_property
+    def image_codes(self) -> ImageCodes:
+        """The module of images that are written as codes."""
+        return ImageCodes(self.config.codes, jnp.dtype(self.dtype))
+
     # Parameters
 
     def _create(self, rng: jax.Array) -> Any:
@@ -93,6 +99,11 @@ class MultimodalLM:
             if port in self.config.projectors and port not in self.config.shared_projectors:
                 made = self.projector(port).init(next(keys), features)["params"]
                 params.setdefault("projectors", {})[port] = made
+        if self.config.codes is not None:
+            # Far behind the keys of generators, so that adding one changes nothing that was there.
+            key = jax.random.fold_in(rng, 1 << 16)
+            images = jnp.zeros((1, *self.config.codes.autoencoder.feature_shape))
+            params["codes"] = self.image_codes.init(key, images, method="create")["params"]
         return {**params, **create_generators(self, rng)}
 
     def init(self, rng: jax.Array) -> dict[str, Any]:
@@ -172,9 +183,9 @@ class MultimodalLM:
         media = {port: item for port, item in (media or {}).items() if port not in self.config.inside}
         tokens = jnp.asarray(text.tokens)
         if text.media_index is None or not media:
-            return self._backbone(params, "embed", tokens)
+            return self.token_embeddings(params, tokens)
         index = jnp.asarray(text.media_index)
-        embedded = self._backbone(params, "embed", jnp.where(index < 0, tokens, 0))
+        embedded = self.token_embeddings(params, jnp.where(index < 0, tokens, 0))
         rows = [media[port].values for port in self.config.encoders if port in media]
         rows = jnp.concatenate(rows, axis=1) if len(rows) > 1 else rows[0]
         if media_owner is not None:
@@ -307,12 +318,29 @@ class MultimodalLM:
         return self._backbone(params, "__call__", *given, **options)
 
     def token_embeddings(self, params: dict[str, Any], tokens: jax.Array) -> jax.Array:
-        """Tokens int [..., T] -> what they are looked up as, [..., T, D]."""
-        return self._backbone(params, "embed", jnp.asarray(tokens))
+        """Tokens int [..., T] -> what they are looked up as, [..., T, D]; of `MultimodalLMConfig.words`."""
+        tokens, codes = jnp.asarray(tokens), self.config.codes
+        if codes is None or not codes.own:
+            return self._backbone(params, "embed", tokens)
+        is_code = tokens >= codes.first
+        words = self._backbone(params, "embed", jnp.where(is_code, 0, tokens))
+        written = self.codes(params, "embed", jnp.where(is_code, tokens - codes.first, 0))
+        return jnp.where(is_code[..., None], written.astype(words.dtype), words)
+
+    def codes(self, params: dict[str, Any], method: str, values: jax.Array) -> jax.Array:
+        """A method of `ImageCodes`: "encode", "decode", "embed" or "logits"."""
+        return self.image_codes.apply({"params": params["codes"]}, values, method=method)
 
     def logits(self, params: dict[str, Any], hidden: jax.Array) -> jax.Array:
         """Hidden states [..., D] -> float32 logits [..., V]."""
         return self._backbone(params, "logits", hidden)
+
+    def next_logits(self, params: dict[str, Any], hidden: jax.Array) -> jax.Array:
+        """Hidden states [..., D] -> float32 logits of all tokens that may be written, `MultimodalLMConfig.words`."""
+        words = self.logits(params, hidden)
+        if self.config.codes is None or not self.config.codes.own:
+            return words
+        return jnp.concatenate([words, self.codes(params, "logits", hidden)], axis=-1)
 
     def num_tokens(self, port: str, grid=None, original_size=None) -> int:
         """How many LLM tokens one item of `port` becomes, see `MultimodalLMConfig.num_tokens`."""

@@ -16,6 +16,7 @@ from mmjax.data.items import Layout
 from mmjax.encoders import EncoderConfig
 from mmjax.encoders.text import TextEncoderConfig
 from mmjax.generators import GeneratorConfig
+from mmjax.generators.image_codes import ImageCodesConfig
 from mmjax.output_projectors import OutputProjectorConfig
 from mmjax.projectors import ProjectorConfig
 from mmjax.projectors.perceiver import PerceiverConfig
@@ -56,6 +57,7 @@ class MultimodalLMConfig:
             texts that it was trained with (Stable Diffusion's).
         signal_states: which hidden states a signal is: those "at" its tokens, which have read them, or those one
             "before", which said them (LISA as published).
+        codes: how the LLM writes images as it writes words, a code a token; None: it does not.
     """
 
     backbone: BackboneConfig
@@ -76,6 +78,7 @@ class MultimodalLMConfig:
     signal_tokens: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     generator_encoders: dict[str, EncoderConfig | TextEncoderConfig] = dataclasses.field(default_factory=dict)
     signal_states: str = "at"
+    codes: ImageCodesConfig | None = None
 
     kind: ClassVar[str] = "multimodal_lm"
 
@@ -107,6 +110,7 @@ class MultimodalLMConfig:
                 )
         check_regions(self)
         check_generators(self)
+        self._check_codes()
         for port, viewed in self.views.items():
             if port not in self.encoders or viewed not in self.encoders or viewed in self.views:
                 raise ConfigError(
@@ -126,6 +130,25 @@ class MultimodalLMConfig:
                 raise ConfigError(f"encoders.{port} gives {features} channels without a projector; {where} is {width}")
             if projector is not None and projector.width != width:
                 raise ConfigError(f"projectors.{port}.width is {projector.width}; {where} is {width}")
+
+    def _check_codes(self) -> None:
+        codes, vocab = self.codes, self.backbone.vocab_size
+        if codes is None:
+            return
+        if codes.width != self.backbone.width:
+            raise ConfigError(f"codes.width is {codes.width}; the backbone's is {self.backbone.width}")
+        if codes.own and codes.first != vocab:
+            raise ConfigError(f"codes.first is {codes.first}; codes of their own begin behind the vocabulary of {vocab}")
+        named = (codes.begin, codes.row_end, codes.placeholder, *codes.tail, *(() if codes.own else codes.tokens()))
+        outside = [int(token) for token in named if token is not None and not 0 <= token < vocab]
+        if outside:
+            raise ConfigError(f"codes: token {outside[0]} is outside the vocabulary of {vocab}")
+
+    @property
+    def words(self) -> int:
+        """How many tokens the LLM may write: its vocabulary, and behind it codes that have an embedding of their own."""
+        own = self.codes is not None and self.codes.own
+        return self.backbone.vocab_size + (self.codes.maps.codes if own else 0)
 
     @property
     def unmarked(self) -> tuple[str, ...]:

@@ -53,6 +53,8 @@ def check_generators(config: Any) -> None:
                 f"signal_tokens.{port} is {ids}; wanted at least one, all different and below {backbone.vocab_size}"
             )
         generator.check_encoder(config.generator_encoders.get(port))
+        if hasattr(generator, "of"):
+            check_choice(f"{generator.kind}.of", generator.of, tuple(config.encoders))
         check_negative(port, generator, config.generator_encoders.get(port))
 
 
@@ -92,9 +94,9 @@ def create_generators(model: Any, rng: jax.Array) -> dict[str, dict[str, Any]]:
         projector = _output_projector(model, port).init(next(keys), states)
         made.setdefault("output_projectors", {})[port] = projector["params"]
         features = jnp.zeros((1, *generator.feature_shape))
-        made.setdefault("generators", {})[port] = generator_of(model, port).init(next(keys), features, method="create")[
-            "params"
-        ]
+        own = generator_of(model, port).init(next(keys), features, method="create").get("params")
+        if own:  # there are none where embeddings are written as they are
+            made.setdefault("generators", {})[port] = own
         if port in config.generator_encoders:
             encoder = config.generator_encoders[port]
             if type(encoder) in TEXT_ENCODERS:
@@ -199,6 +201,49 @@ def generator_features(model: Any, params: Mapping[str, Any], port: str, images:
     """Images [B, H, W, 3] as the generator's own encoder takes them -> its features [B, N, C]."""
     variables = {"params": params["generator_encoders"][port]}
     return _encoder(model, port).apply(variables, Media(jnp.asarray(images)[:, None])).values
+
+
+def retrieval_queries(model: Any, params: Mapping[str, Any], port: str, states: jax.Array) -> jax.Array:
+    """States of signals [B, R, K, D] -> what each looks for, float32 [B, R, width] of length 1."""
+    variables = {"params": params["generators"][port]}
+    asked = generator_of(model, port).apply(variables, condition(model, params, port, states))
+    return asked.reshape(*states.shape[:2], -1)
+
+
+def retrieval_items(model: Any, params: Mapping[str, Any], port: str, items: jax.Array) -> jax.Array:
+    """Images [G, H, W, 3] as the generator's own encoder takes them -> float32 [G, width] of length 1.
+
+    Or their features [G, C], where they have been through the encoder. It is not trained with the rest.
+    """
+    items = jnp.asarray(items)
+    if items.ndim > 2:
+        items = jax.lax.stop_gradient(_pooled(model, params, port, items))
+    return generator_of(model, port).apply({"params": params["generators"][port]}, items, method="embed")
+
+
+def _pooled(model: Any, params: Mapping[str, Any], port: str, items: jax.Array) -> jax.Array:
+    """One vector [G, C] of each item: behind the encoder's projection, or pooled, or the mean of its features."""
+    if port not in model.config.generator_encoders:
+        raise ValueError(f"port {port!r} has no encoder in generator_encoders: give features [G, C], not images")
+    variables = {"params": params["generator_encoders"][port]}
+    out = _encoder(model, port).apply(variables, items, method="run")
+    vector = out.get("embeds", out.get("pooled"))
+    if vector is None:
+        features = out["last_hidden_state"]
+        vector = features.reshape(len(items), -1, features.shape[-1]).mean(axis=1)
+    return vector.reshape(len(items), -1)
+
+
+def decision_logits(model: Any, params: Mapping[str, Any], port: str, states: jax.Array) -> jax.Array:
+    """States of signals [B, R, K, D] -> float32 logits [B, R, choices]."""
+    variables = {"params": params["generators"][port]}
+    logits = generator_of(model, port).apply(variables, condition(model, params, port, states))
+    return logits.reshape(*states.shape[:2], -1)
+
+
+def decide(model: Any, params: Mapping[str, Any], port: str, states: jax.Array) -> jax.Array:
+    """States of signals [B, R, K, D] -> probabilities float32 [B, R, choices], see `mmjax.generators.decision`."""
+    return jax.nn.softmax(decision_logits(model, params, port, states), axis=-1)
 
 
 def draw_masks(model: Any, params: Mapping[str, Any], port: str, states: jax.Array, features: jax.Array) -> Masks:

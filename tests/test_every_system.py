@@ -7,6 +7,7 @@ sees nothing of the parts before it but the shapes of what they give.
 
 import dataclasses
 import functools
+import itertools
 import math
 
 import flax.linen as nn
@@ -256,19 +257,26 @@ def forward(backbone, media, count):
     return FORWARD[key]
 
 
+# In every backbone in `make test`: many tokens an item, and one.
+EVERYWHERE = ("vit", "linear"), ("vector", "linear")
+
+
 def cases():
-    """All pairs; in `make test` the impossible, and every part once beside the plainest other."""
-    for encoder in ENCODER:
-        for projector in PROJECTOR:
-            slow = encoder != "vit" and projector != "linear" and not impossible(encoder, projector)
-            yield pytest.param(encoder, projector, marks=[pytest.mark.slow] if slow else [])
+    """All pairs in all backbones, of which `make test` has the impossible and every part beside the plainest others."""
+    others = [name for name in BACKBONE if name != "decoder"]
+    for pair in itertools.product(ENCODER, PROJECTOR):
+        wrong, name = impossible(*pair) is not None, "-".join(pair)
+        quick = wrong or pair[0] == "vit" or pair[1] == "linear"
+        yield pytest.param(*pair, ["decoder"], id=name, marks=[] if quick else [pytest.mark.slow])
+        quick = wrong or pair in EVERYWHERE
+        yield pytest.param(*pair, others, id=f"{name}-other backbones", marks=[] if quick else [pytest.mark.slow])
 
 
-@pytest.mark.parametrize("encoder, projector", list(cases()))
-def test_forward_or_a_clear_error(encoder, projector):
-    """One pair in every backbone with every fusion."""
+@pytest.mark.parametrize("encoder, projector, backbones", list(cases()))
+def test_forward_or_a_clear_error(encoder, projector, backbones):
+    """One pair in a decoder, or in every other backbone with every fusion."""
     wrong = impossible(encoder, projector)
-    for backbone in BACKBONE:
+    for backbone in backbones:
         if wrong is not None:
             with pytest.raises(ConfigError, match=wrong):
                 model_of(encoder, projector, backbone)

@@ -59,25 +59,39 @@ def model():
 
 @pytest.fixture(scope="module")
 def params(model):
-    return jax.jit(model.init)(jax.random.key(0))
+    """At random by numpy, of about the size that `init` gives: compiling that takes longer than all the tests here."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, shape):
+        center = 1.0 if path[-1].key == "scale" else 0.0
+        return jnp.asarray(center + 0.1 * rng.normal(size=shape.shape), jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, model.param_shapes())
 
 
-def test_axes_and_shapes_describe_every_leaf(model, params):
-    axes = model.param_axes()
+@pytest.fixture(scope="module")
+def logits(model):
+    """Of a batch, compiled as a whole: one operation after the other takes longer to compile."""
+    return jax.jit(lambda params, batch: model(params, batch).logits)
+
+
+def test_axes_and_shapes_describe_every_leaf(model):
+    axes, made = model.param_axes(), jax.eval_shape(model.init, jax.random.key(1))
     is_axes = lambda leaf: isinstance(leaf, tuple)
     jax.tree.map(
-        lambda names, leaf: len(names) == leaf.ndim or pytest.fail(names), axes, params, is_leaf=is_axes
+        lambda names, leaf: len(names) == leaf.ndim or pytest.fail(names), axes, made, is_leaf=is_axes
     )
     shapes = model.param_shapes()
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), shapes) == jax.tree.map(
-        lambda leaf: (leaf.shape, leaf.dtype), params
+        lambda leaf: (leaf.shape, leaf.dtype), made
     )
 
 
 def test_media_rows_stand_where_the_index_says(model, params):
     batch = example(batch=2)
-    media = model.encode_media(params, batch.media)
-    embedded = model.embed(params, batch.text, media)
+    media = jax.jit(model.encode_media)(params, batch.media)
+    embed = jax.jit(model.embed)
+    embedded = np.asarray(embed(params, batch.text, media))
     table = np.asarray(params["backbone"]["embed"]["embedding"])
     rows = np.concatenate([media["near"].values, media["far"].values], axis=1)
     for b in range(2):
@@ -85,26 +99,27 @@ def test_media_rows_stand_where_the_index_says(model, params):
             index = batch.text.media_index[b, t]
             expected = table[batch.text.tokens[b, t]] if index < 0 else rows[b, index]
             np.testing.assert_array_equal(embedded[b, t], expected)
-    swapped = model.embed(params, batch.text, media, jnp.array([1, 0]))
+    swapped = embed(params, batch.text, media, jnp.array([1, 0]))
     np.testing.assert_array_equal(swapped[0, 3], rows[1, 1])
 
 
-def test_encoded_and_projected_media_go_on_from_where_they_are(model, params):
+def test_encoded_and_projected_media_go_on_from_where_they_are(model, params, logits):
     batch = example(batch=2)
-    whole = model(params, batch).logits
-    encoded = {port: model.encode(params, port, media) for port, media in batch.media.items()}
+    whole = logits(params, batch)
+    encode = lambda params, items: {port: model.encode(params, port, media) for port, media in items.items()}
+    encoded = jax.jit(encode)(params, batch.media)
     assert {media.stage for media in encoded.values()} == {"encoded"}
-    np.testing.assert_allclose(model(params, batch.replace(media=encoded)).logits, whole, atol=1e-5)
-    projected = model.encode_media(params, encoded)
-    np.testing.assert_allclose(model(params, batch.replace(media=projected)).logits, whole, atol=1e-5)
+    np.testing.assert_allclose(logits(params, batch.replace(media=encoded)), whole, atol=1e-5)
+    projected = jax.jit(model.encode_media)(params, encoded)
+    np.testing.assert_allclose(logits(params, batch.replace(media=projected)), whole, atol=1e-5)
     with pytest.raises(ConfigError, match="'nearby' is not one of"):
         model.encode_media(params, {"nearby": batch.media["near"]})
 
 
-def test_padding_and_other_groups_change_nothing(model, params):
+def test_padding_and_other_groups_change_nothing(params, logits):
     batch = example(batch=1)
     text = batch.text
-    whole = model(params, batch).logits
+    whole = logits(params, batch)
     pad = lambda leaf, value: np.concatenate(
         [np.full((1, 3), value, leaf.dtype), leaf, np.full((1, 2), value, leaf.dtype)], 1
     )
@@ -115,11 +130,11 @@ def test_padding_and_other_groups_change_nothing(model, params):
         media_index=pad(text.media_index, -1),
     )
     np.testing.assert_allclose(
-        model(params, batch.replace(texts={"text": padded})).logits[:, 3:-2], whole, atol=2e-5
+        logits(params, batch.replace(texts={"text": padded}))[:, 3:-2], whole, atol=2e-5
     )
 
 
-def test_questions_behind_one_image_equal_questions_alone(model, params):
+def test_questions_behind_one_image_equal_questions_alone(params, logits):
     batch = example(batch=1)
     rng = np.random.default_rng(1)
     questions = rng.integers(0, 60, (2, 5)).astype(np.int32)
@@ -141,17 +156,17 @@ def test_questions_behind_one_image_equal_questions_alone(model, params):
             attend_group=groups[None],
         )
 
-    together = model(params, batch.replace(texts={"text": joined(list(questions))})).logits
+    together = logits(params, batch.replace(texts={"text": joined(list(questions))}))
     for number, question in enumerate(questions):
-        alone = model(params, batch.replace(texts={"text": joined([question])})).logits
+        alone = logits(params, batch.replace(texts={"text": joined([question])}))
         at = 24 + 5 * number
         np.testing.assert_allclose(together[:, at : at + 5], alone[:, 24:], atol=2e-5)
 
 
-def test_bfloat16_is_close_to_float32(model, params):
+def test_bfloat16_is_close_to_float32(model, params, logits):
     batch = example(batch=2)
     half = dataclasses.replace(model, dtype="bfloat16")
-    full, low = model(params, batch).logits, half(params, batch).logits
+    full, low = logits(params, batch), jax.jit(lambda params, batch: half(params, batch).logits)(params, batch)
     assert low.dtype == jnp.float32
     assert np.abs(full - low).max() < 0.05 * max(1.0, float(np.abs(full).max()))
 

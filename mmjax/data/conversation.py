@@ -39,12 +39,13 @@ class MediaPart:
     """One item of a port.
 
     source: a path, the bytes of a file, a numpy array or a PIL image; of regions a `Region`. caption: what it shows,
-    for a model that is to make it.
+    for a model that is to make it. choice: whether such a model should make it or find it, see `DecisionTargets`.
     """
 
     port: str
     source: Any
     caption: str | None = None
+    choice: str | None = None
 
 
 @dataclass(frozen=True)
@@ -240,8 +241,8 @@ class _Reader:
                         if key in ("base64", "data")
                         else self._source(value, where)
                     )
-                    return MediaPart(kind, source, caption)
-            return MediaPart(kind, self._next(kind), caption)
+                    return MediaPart(kind, source, caption, part.get("choice"))
+            return MediaPart(kind, self._next(kind), caption, part.get("choice"))
         if kind in REGIONS:
             bare = kind in _LISTED and set(part) == {"type"}
             return MediaPart(kind, self._next(kind) if bare else self._region(part, where))

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from mmjax.data.audio import open_audio
+from mmjax.data.choice_targets import DecisionTargets, RetrievalTargets
 from mmjax.data.conversation import Conversation
 from mmjax.data.frames import centres
 from mmjax.data.image import open_image
@@ -164,10 +165,12 @@ class SoundTargets(MediaTargets):
         return log_mel(samples, self.mel)[:, :, None]
 
 
-KINDS = {kind.__name__: kind for kind in (ImageTargets, VideoTargets, SoundTargets)}
+KINDS = {
+    kind.__name__: kind for kind in (ImageTargets, VideoTargets, SoundTargets, RetrievalTargets, DecisionTargets)
+}
 
 
-def target_recipe(config: Mapping[str, Any]) -> MediaTargets:
+def target_recipe(config: Mapping[str, Any]) -> MediaTargets | RetrievalTargets | DecisionTargets:
     """What `to_hf` wrote.
 
     Raises:
@@ -176,7 +179,8 @@ def target_recipe(config: Mapping[str, Any]) -> MediaTargets:
     kind = config["target_processor_type"]
     if kind not in KINDS:
         raise ValueError(f"target_processor_type {kind!r} is not known; there are {', '.join(KINDS)}")
-    return KINDS[kind](**{key: value for key, value in config.items() if key != "target_processor_type"})
+    fields = {key: value for key, value in config.items() if key != "target_processor_type"}
+    return KINDS[kind](**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
 
 
 def filled(image: Image.Image, height: int, width: int) -> np.ndarray:

@@ -8,12 +8,18 @@ own (None: there is none) are not what it reads. What a signal is and how the pa
 import functools
 import operator
 
+from mmjax.generators.decision import Decision, DecisionConfig
 from mmjax.generators.diffusion import Diffusion, DiffusionConfig
 from mmjax.generators.mask_decoder import MaskDecoder, MaskDecoderConfig
+from mmjax.generators.next_embedding import NextEmbedding, NextEmbeddingConfig
+from mmjax.generators.retrieval import Retrieval, RetrievalConfig
 
 # The one place where a generator's config meets its module.
 GENERATORS = {
     MaskDecoderConfig: MaskDecoder,
     DiffusionConfig: Diffusion,
+    NextEmbeddingConfig: NextEmbedding,
+    RetrievalConfig: Retrieval,
+    DecisionConfig: Decision,
 }
 GeneratorConfig = functools.reduce(operator.or_, GENERATORS)

@@ -18,6 +18,7 @@ from mmjax.config import ConfigError
 from mmjax.data.contracts import Condition
 from mmjax.generators.autoencoder import Autoencoder, AutoencoderConfig, scaled, unscaled
 from mmjax.generators.noise import add_noise, target
+from mmjax.generators.pixart import PixArt, PixArtConfig
 from mmjax.generators.sampling import first_latent, guided, sample
 from mmjax.generators.schedules.config import ScheduleConfig
 from mmjax.generators.schedules.steps import Steps
@@ -27,7 +28,7 @@ from mmjax.generators.unet3d import UNet3D, UNet3DConfig
 from mmjax.generators.vocoder import Vocoder, VocoderConfig
 
 # The one place where a denoiser's or an autoencoder's config meets its module.
-DENOISERS = {UNetConfig: UNet, UNet3DConfig: UNet3D}
+DENOISERS = {UNetConfig: UNet, UNet3DConfig: UNet3D, PixArtConfig: PixArt}
 AUTOENCODERS = {AutoencoderConfig: Autoencoder, TinyAutoencoderConfig: TinyAutoencoder}
 DenoiserConfig = functools.reduce(operator.or_, DENOISERS)
 LatentConfig = functools.reduce(operator.or_, AUTOENCODERS)
@@ -61,7 +62,7 @@ class DiffusionConfig:
 
     def __post_init__(self):
         out, latent = self.denoiser.out_channels, self.autoencoder.latent_channels
-        if (self.denoiser.in_channels, out) != (latent, latent):
+        if self.denoiser.in_channels != latent or out not in (latent, 2 * latent):
             raise ConfigError(
                 f"diffusion.denoiser maps {self.denoiser.in_channels} channels to {out}; latents have {latent}"
             )
@@ -132,7 +133,21 @@ class Diffusion(nn.Module):
 
     def __call__(self, noisy: jax.Array, times: jax.Array, condition: Condition) -> jax.Array:
         """What the denoiser says of noisy latents [B, ..., h, w, C] at times [B], float32."""
-        return self.denoiser(noisy, times, condition).astype(jnp.float32)
+        said = self.denoiser(noisy, times, self._sized(condition, noisy)).astype(jnp.float32)
+        # What some say besides is a variance, which no sampler here reads.
+        return said[..., : self.config.autoencoder.latent_channels]
+
+    def _sized(self, condition: Condition, noisy: jax.Array) -> Condition:
+        """With the size of what is made, where the denoiser was trained to read it and nothing is said of it."""
+        reads = getattr(self.config.denoiser, "reads_size", False)
+        if condition.extras is not None or not (reads or getattr(self.config.denoiser, "pooled", "") == "sizes"):
+            return condition
+        height, width = (side * self.config.autoencoder.downsampling for side in noisy.shape[-3:-1])
+        rows = lambda *numbers: jnp.tile(jnp.asarray(numbers, jnp.float32), (len(noisy), 1))  # noqa: E731
+        # Of SDXL: the size that an image had, where it was cut, and the size that is wanted.
+        sizes = rows(height, width, 0, 0, height, width)
+        extras = {"resolution": rows(height, width), "aspect_ratio": rows(height / width), "sizes": sizes}
+        return dataclasses.replace(condition, extras=extras)
 
     def encode(self, media: jax.Array) -> jax.Array:
         """Media -> the middle of their latents [B, ..., h, w, C], as the denoiser knows them.

@@ -24,6 +24,7 @@ class Branches:
     min_new_tokens: bool = False
     repetition_penalty: bool = False
     follow: bool = False
+    guidance: bool = False
 
 
 @jax.tree_util.register_dataclass
@@ -31,7 +32,8 @@ class Branches:
 class Numbers:
     """What the compiled program reads: float32 and int32 scalars, stop_ids int32 [n], follow int32 [m, 2].
 
-    stop_ids may be filled up with `NO_STOP_ID`, so that their number is no new shape.
+    stop_ids may be filled up with `NO_STOP_ID`, so that their number is no new shape. `images` are the rules of a model
+    that writes images as tokens, or None.
     """
 
     temperature: jax.Array
@@ -41,6 +43,7 @@ class Numbers:
     stop_ids: jax.Array
     pad_id: jax.Array
     follow: jax.Array
+    images: ImageRules | None = None
 
 
 NO_STOP_ID = 2**31 - 1  # beyond every vocabulary: equals no token, and a scatter to it is dropped
@@ -147,14 +150,31 @@ def sample(
     step: jax.Array | int = 0,
     seen: jax.Array | None = None,
     before: jax.Array | None = None,
+    place: jax.Array | None = None,
 ) -> jax.Array:
     """The next token int32 [B] of every row.
 
     logits float32 [B, V]; keys [B], one per row for the whole generation (the step is folded in here);
     `step` is how many new tokens each row has already; `seen` bool [B, V] is needed only with a repetition
-    penalty; `before` int32 [B], each row's newest token, only where tokens follow others.
+    penalty; `before` int32 [B], each row's newest token, only where tokens follow others; `place` int32 [B], where
+    each row is in an image, only where images are written as tokens. With guidance the second half of the rows is
+    what guidance leads away from, and writes what the first half does.
     """
-    token = _choose(logits, keys, branches, numbers, step, seen)
+    if branches.guidance:
+        half = logits.shape[0] // 2
+        logits = guided(numbers.images, place[:half], logits)
+        keys, place = keys[:half], place[:half]
+        seen, before = (None if leaf is None else leaf[:half] for leaf in (seen, before))
+    token = _choose(logits, keys, branches, numbers, step, seen, place)
+    token = _follow(token, branches, numbers, before)
+    if place is not None:
+        belongs = required(numbers.images, place)
+        token = jnp.where(belongs < 0, token, belongs)
+    return jnp.tile(token, 2) if branches.guidance else token
+
+
+def _follow(token, branches: Branches, numbers: Numbers, before) -> jax.Array:
+    """What comes behind `before` whatever the model says, else `token`."""
     if not branches.follow or before is None:
         return token
     first, second = numbers.follow[:, 0], numbers.follow[:, 1]
@@ -162,8 +182,10 @@ def sample(
     return jnp.where(forced < 0, token, forced)
 
 
-def _choose(logits, keys, branches: Branches, numbers: Numbers, step, seen) -> jax.Array:
+def _choose(logits, keys, branches: Branches, numbers: Numbers, step, seen, place) -> jax.Array:
     """What a row says next of its own accord."""
+    if place is not None:
+        logits = only_allowed(numbers.images, place, logits)
     if branches.repetition_penalty:
         logits = penalise_repeats(logits, seen, numbers.repetition_penalty)
     if branches.min_new_tokens:

@@ -8,11 +8,13 @@ embeddings of a signal's tokens are added to their states before. Its module is 
 import functools
 import operator
 
+from mmjax.output_projectors.linear import LinearOutput, LinearOutputConfig
 from mmjax.output_projectors.mlp import MLPOutput, MLPOutputConfig
 from mmjax.output_projectors.queries import QueriesOutput, QueriesOutputConfig
 
 # The one place where an output projector's config meets its module.
 OUTPUT_PROJECTORS = {
+    LinearOutputConfig: LinearOutput,
     MLPOutputConfig: MLPOutput,
     QueriesOutputConfig: QueriesOutput,
 }

@@ -5,6 +5,7 @@ import operator
 
 from mmjax.projectors.abstractor import AbstractorConfig, AbstractorProjector
 from mmjax.projectors.cif import CIFConfig, CIFProjector
+from mmjax.projectors.class_tokens import ClassTokens, ClassTokensConfig
 from mmjax.projectors.deep_merge import DeepMergeConfig, DeepMergeProjector
 from mmjax.projectors.downsample import MergeConfig, MergeProjector, PoolConfig, PoolProjector
 from mmjax.projectors.latent_attention import LatentAttentionConfig, LatentAttentionProjector
@@ -26,6 +27,7 @@ PROJECTORS = {
     LinearProjectorConfig: LinearProjector,
     MLPProjectorConfig: MLPProjector,
     PooledProjectorConfig: PooledProjector,
+    ClassTokensConfig: ClassTokens,
     QFormerConfig: QFormerProjector,
     PerceiverConfig: PerceiverProjector,
     LatentAttentionConfig: LatentAttentionProjector,

@@ -1,7 +1,7 @@
 """The loss of a model that writes signals: next tokens, and what the generators make of the signals.
 
 Lai et al., 2024, "LISA" (masks); Koh et al., 2023, "GILL", Zheng et al., 2023, "MiniGPT-5", and Wu et al., 2024,
-"NExT-GPT" (latent diffusion, alignment with the generator's own text encoder).
+"NExT-GPT" (latent diffusion, alignment with the generator's own text encoder); Koh et al., 2023, "FROMAGe" (retrieval).
 """
 
 import dataclasses
@@ -12,16 +12,22 @@ import jax.numpy as jnp
 
 from mmjax.config import ConfigError, check_choice
 from mmjax.data.contracts import Batch, Condition
+from mmjax.generators.decision import DecisionConfig
 from mmjax.generators.diffusion import DiffusionConfig, denoising_loss, draw_noise
 from mmjax.generators.mask_decoder import MaskDecoderConfig
+from mmjax.generators.next_embedding import NextEmbeddingConfig
+from mmjax.generators.retrieval import RetrievalConfig, contrastive_loss
 from mmjax.nn.resize import resize
 from mmjax.signals import (
     alike,
     condition,
+    decision_logits,
     draw_masks,
     generator_features,
     generator_of,
     no_condition,
+    retrieval_items,
+    retrieval_queries,
     signal_states,
     text_condition,
 )
@@ -35,7 +41,8 @@ class SignalLoss:
 
     `batch.targets[port]` is a mapping of arrays, one row for a row of text; "weights" [B, R] is 0 for padding, where R
     is how many signals of a row count. A port that is not there, as one without targets in the whole batch is not,
-    costs nothing. Of a port of masks see `mask_means`, of diffusion `diffusion_means`.
+    costs nothing. Of a port of masks see `mask_means`, of diffusion `diffusion_means`, of retrieval `retrieval_means`,
+    of decisions `decision_means`.
 
     All are means over the whole batch. The step divides sums by one weight, that of the text, so the generators' means
     are handed over times that weight: micro-batches count by their text, not by what they draw.
@@ -44,7 +51,10 @@ class SignalLoss:
         text: weight of the text.
         bce, dice: of masks; LISA's unless told otherwise.
         diffusion: of a denoiser's error.
+        regression: of the squared difference between an embedding of media and what the LLM says it will be.
         alignment: of the squared difference between a condition and the generator's own reading of the caption.
+        retrieval: of the contrast between a signal's own image and those of the other signals.
+        decision: of the cross-entropy of what is done about a signal.
         drop: share of the signals that a denoiser is trained without, for classifier-free guidance (Ho & Salimans,
             2022).
     """
@@ -53,7 +63,10 @@ class SignalLoss:
     bce: float = BCE_WEIGHT
     dice: float = DICE_WEIGHT
     diffusion: float = 1.0
+    regression: float = 1.0
     alignment: float = 1.0
+    retrieval: float = 1.0
+    decision: float = 1.0
     drop: float = 0.0
 
     def __post_init__(self):
@@ -77,7 +90,32 @@ class SignalLoss:
                 scaled = mean * aux["weight"]
                 total = total + getattr(self, name) * scaled
                 aux[name] = aux.get(name, 0.0) + scaled
+        for port, generator in model.config.generators.items():
+            if isinstance(generator, NextEmbeddingConfig) and self.regression and generator.of in media:
+                embedded = model.embed(params, text, media, batch.media_owner)
+                scaled = regression_mean(model, params, port, text, hidden, embedded, media) * aux["weight"]
+                total = total + self.regression * scaled
+                aux["regression"] = aux.get("regression", 0.0) + scaled
         return total, aux
+
+
+def regression_mean(model, params, port, text, hidden, embedded, media) -> jax.Array:
+    """Mean over all media tokens of the port that `NextEmbeddingConfig.of` names (Sun et al., 2023, "Emu").
+
+    Each is said by the hidden state before it, in the same text. What is to be said is taken as it is: it has no
+    gradient, or the projector would learn to make embeddings that are easy to say.
+    """
+    port_in = model.config.generators[port].of
+    sizes = {name: item.values.shape[1] for name, item in media.items() if name not in model.config.inside}
+    before = [name for name in model.config.encoders if name in sizes]
+    first = sum(sizes[name] for name in before[: before.index(port_in)])
+    index, segments = jnp.asarray(text.media_index), jnp.asarray(text.segment_ids)
+    wanted = (index >= first) & (index < first + sizes[port_in])
+    wanted = (wanted & (segments > 0))[:, 1:] & (segments[:, 1:] == segments[:, :-1])
+    said = condition(model, params, port, hidden[:, :-1, None]).sequence.reshape(*hidden[:, 1:].shape[:2], -1)
+    error = jnp.square(said.astype(jnp.float32) - jax.lax.stop_gradient(embedded[:, 1:]).astype(jnp.float32))
+    total = jnp.sum(jnp.where(wanted, jnp.mean(error, axis=-1), 0.0))
+    return total / jnp.maximum(jnp.sum(wanted), 1)
 
 
 def mask_means(model, params, port, text, hidden, target, rng=None, options=None) -> dict[str, jax.Array]:
@@ -138,6 +176,37 @@ def diffusion_means(model, params, port, text, hidden, target, rng, options: Sig
     return out
 
 
+def retrieval_means(model, params, port, text, hidden, target, rng=None, options=None) -> dict[str, jax.Array]:
+    """The mean over the signals of a batch of InfoNCE in both directions, "retrieval" (Koh et al., 2023, "FROMAGe").
+
+    The target has "features" [B, R, C], or "images" [B, R, H, W, 3] for the generator's own encoder, which is not
+    trained; one for each signal of a row in order. Every signal is told apart from all others of the batch, on
+    whatever device they are; of micro-batches each is a batch of its own.
+    """
+    weights = jnp.asarray(target["weights"], jnp.float32)
+    states, real = signal_states(model, port, text, hidden, weights.shape[1])
+    weights = jnp.where(real, weights, 0.0).reshape(-1)
+    items = jnp.asarray(target["features"] if "features" in target else target["images"])
+    found = retrieval_items(model, params, port, items.reshape(-1, *items.shape[2:]))
+    asked = retrieval_queries(model, params, port, states).reshape(found.shape)
+    variables = {"params": params["generators"][port]}
+    logits = generator_of(model, port).apply(variables, asked, found, method="logits")
+    return {"retrieval": contrastive_loss(logits, weights)}
+
+
+def decision_means(model, params, port, text, hidden, target, rng=None, options=None) -> dict[str, jax.Array]:
+    """The mean over the signals of a batch of the cross-entropy of "choice" int [B, R], "decision".
+
+    Choices below 0 are none: nobody said what should be done.
+    """
+    choice = jnp.asarray(target["choice"])
+    states, real = signal_states(model, port, text, hidden, choice.shape[1])
+    weights = jnp.where(real & (choice >= 0), jnp.asarray(target["weights"], jnp.float32), 0.0)
+    log_p = jax.nn.log_softmax(decision_logits(model, params, port, states), axis=-1)
+    loss = -jnp.take_along_axis(log_p, jnp.maximum(choice, 0)[..., None], axis=-1)[..., 0]
+    return {"decision": jnp.sum(weights * loss) / jnp.maximum(jnp.sum(weights), 1e-8)}
+
+
 def _difference(model: Any, port: str, asked: Condition, known: Condition) -> jax.Array:
     """float32 [B], mean squared difference of what the denoiser reads: tokens, or the pooled vector."""
     name = "sequence" if model.config.generators[port].denoiser.context_width else "pooled"
@@ -157,7 +226,12 @@ def _beside(values: jax.Array, x: jax.Array) -> jax.Array:
 
 
 # The one place where a generator's config meets what it costs.
-MEANS = {MaskDecoderConfig: mask_means, DiffusionConfig: diffusion_means}
+MEANS = {
+    MaskDecoderConfig: mask_means,
+    DiffusionConfig: diffusion_means,
+    RetrievalConfig: retrieval_means,
+    DecisionConfig: decision_means,
+}
 
 
 def loss_of(model: Any, weights: dict[str, float]) -> Any:

@@ -25,7 +25,7 @@ from mmjax.train.stage import StageConfig
 
 Loss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 # Of generators, see `mmjax.train.signal_loss`.
-DRAWN = ("diffusion", "alignment", "retrieval", "decision")
+DRAWN = ("diffusion", "alignment", "regression", "retrieval", "decision")
 # Entries of a loss's aux that the step divides by the weight, and what they are called then.
 MEANS = {"correct": "accuracy", **{name: name for name in ("router_loss", "router_load", "bce", "dice", *DRAWN)}}
 

@@ -97,8 +97,8 @@ def test_who_sees_whom_over_the_borders(layers):
     """With 2 x 2 places a tile and a shift of one: by brute force on the plane, which does not wrap around."""
     module, grid, side = AcrossTiles(4, 2, 2, layers), (2, 2), 2
     tiles = np.random.default_rng(2).normal(size=(1, 4, 4, 4)).astype(np.float32)
-    params = nn.unbox(module.init(jax.random.key(0), tiles, grid)["params"])
-    run = lambda p, x: joined(module.apply({"params": p}, x, grid), grid)
+    params = nn.unbox(jax.jit(lambda key: module.init(key, tiles, grid))(jax.random.key(0))["params"])
+    run = jax.jit(lambda p, x: joined(module.apply({"params": p}, x, grid), grid))
     np.testing.assert_array_equal(run(params, tiles), joined(tiles, grid))
     params = randomised(params)
     reach = jax.jit(jax.jacobian(lambda x: run(params, parted(x, grid))))(jnp.asarray(joined(tiles, grid)))

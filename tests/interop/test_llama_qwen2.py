@@ -86,6 +86,13 @@ def build(kind, seed=0, **options):
     return model
 
 
+def drawn(config):
+    """Params at random by numpy: compiling the model's initialiser takes longer than a test."""
+    rng = np.random.default_rng(0)
+    draw = lambda shape: (0.3 * rng.normal(size=shape.shape)).astype(np.float32)
+    return jax.tree.map(draw, MultimodalLM(config).param_shapes())
+
+
 def tokens(batch, length, seed=0):
     return np.random.default_rng(seed).integers(0, SIZES["vocab_size"], (batch, length))
 
@@ -209,7 +216,7 @@ def test_bfloat16_both_ways(tmp_path):
 
 def test_put_places_every_leaf_and_fresh_params_export(tmp_path):
     config = MultimodalLMConfig(DecoderConfig(50, 12, 2, 2, 1, 6, 20, qkv_bias=True))
-    params = jax.jit(MultimodalLM(config).init)(jax.random.key(0))
+    params = drawn(config)
     save(tmp_path, config, params)
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "qwen2"
     placed = {}
@@ -222,8 +229,7 @@ def test_put_places_every_leaf_and_fresh_params_export(tmp_path):
 def test_lora_is_merged_on_export(tmp_path, parity):
     lora = LoRAConfig(rank=3, alpha=5.0)
     config = MultimodalLMConfig(DecoderConfig(50, 12, 2, 2, 1, 6, 20, lora=lora))
-    plain = MultimodalLMConfig(dataclasses.replace(config.backbone, lora=None))
-    params = jax.jit(MultimodalLM(plain).init)(jax.random.key(0))
+    params = drawn(MultimodalLMConfig(dataclasses.replace(config.backbone, lora=None)))
     backbone = add_lora(params["backbone"], lora, jax.random.key(1))
     backbone = jax.tree.map(lambda leaf: leaf + 0.05 if leaf.ndim > 2 else leaf, backbone)
     params = {"backbone": backbone}
@@ -286,7 +292,7 @@ def test_missing_left_over_and_misshapen_in_one_message(tmp_path):
 
 def test_params_of_another_size_are_not_exported(tmp_path):
     config = MultimodalLMConfig(DecoderConfig(50, 12, 2, 2, 1, 6, 20))
-    params = jax.jit(MultimodalLM(config).init)(jax.random.key(0))
+    params = drawn(config)
     other = dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, mlp_width=24))
     with pytest.raises(WeightsError, match=r"mlp/up/kernel: \(2, 12, 20\), the config says \(2, 12, 24\)"):
         save(tmp_path, other, params)

@@ -158,7 +158,7 @@ def test_features_of_the_tower_and_projected_tokens(tmp_path, parity):
     with torch.no_grad():
         reference = torch.stack(list(model.get_image_features(torch.tensor(pixels)).pooler_output))
     images = jnp.asarray(pixels.transpose(0, 2, 3, 1))[:, None]
-    media = model_of(loaded.config).encode_media(loaded.params, {"image": Media(images)})["image"]
+    media = jax.jit(model_of(loaded.config).encode_media)(loaded.params, {"image": Media(images)})["image"]
     parity.close(media.values, reference)
 
 

@@ -1,5 +1,7 @@
 """LoRA leaves: identity at the start, merge equal to the low-rank path, numbers equal to peft."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from mmjax.nn.lora import LoRAConfig, add_lora, merge_lora
 SIZES = dict(vocab_size=31, width=20, num_layers=2, num_heads=5, num_kv_heads=1, head_dim=4, mlp_width=13)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def run(config, params):
     tokens = jnp.arange(6).reshape(1, 6)
     decoder = Decoder(config)

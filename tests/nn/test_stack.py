@@ -14,7 +14,7 @@ BLOCK = Block(BlockConfig(10, 14, 2, 1, 4, "silu", "rms", 1e-6, gated=True), par
 
 
 def stacked(layers=3):
-    return nn.unbox(init_stack(BLOCK, layers, jnp.zeros((1, 1, 10)))(jax.random.key(0)))
+    return nn.unbox(jax.jit(init_stack(BLOCK, layers, jnp.zeros((1, 1, 10))))(jax.random.key(0)))
 
 
 def unstacked(blocks):

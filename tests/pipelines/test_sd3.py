@@ -32,8 +32,13 @@ def made(request, theirs):
     with torch.no_grad():
         for parameter in transformer.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(8, 8), norm_num_groups=4, sample_size=12, up_block_types=("UpDecoderBlock2D",) * 2,
+        down_block_types=("DownEncoderBlock2D",) * 2, shift_factor=0.06, scaling_factor=1.5, use_quant_conv=False,
+        use_post_quant_conv=False,
+    )  # fmt: skip
     parts = dict(
-        transformer=transformer, scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), vae=theirs.vae,
+        transformer=transformer, scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), vae=vae,
         text_encoder=first, text_encoder_2=second, tokenizer=theirs.tokenizer, tokenizer_2=theirs.tokenizer,
         text_encoder_3=third if request.param else None, tokenizer_3=theirs.tokenizer if request.param else None,
     )  # fmt: skip

@@ -15,6 +15,7 @@ from mmjax.paths import flatten
 from mmjax.projectors import PROJECTORS
 from mmjax.projectors.abstractor import AbstractorConfig
 from mmjax.projectors.cif import CIFConfig
+from mmjax.projectors.class_tokens import ClassTokensConfig
 from mmjax.projectors.deep_merge import DeepMergeConfig
 from mmjax.projectors.downsample import MergeConfig, PoolConfig
 from mmjax.projectors.latent_attention import LatentAttentionConfig
@@ -39,6 +40,7 @@ CONFIGS = {
     "linear": LinearProjectorConfig(IN, OUT),
     "mlp": MLPProjectorConfig(IN, 14, OUT),
     "pooled": PooledProjectorConfig(IN, OUT, num_local=FEATURES - 1, hidden=14, dropout=0.0),
+    "class tokens": ClassTokensConfig(IN, OUT, 3, FEATURES),
     "qformer": QFormerConfig(IN, OUT, **QFORMER),
     "qformer with text": QFormerConfig(IN, OUT, vocab_size=9, max_positions=7, **QFORMER),
     "perceiver, idefics": PerceiverConfig(

@@ -23,6 +23,12 @@ def fresh(model, seed):
     return jax.jit(model.init, compiler_options={"xla_backend_optimization_level": 0})(jax.random.key(seed))
 
 
+def drawn(model, seed):
+    """Params at random by numpy, where any will do: compiling an initialiser takes seconds."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), model.param_shapes())
+
+
 @pytest.fixture(scope="module")
 def config():
     return from_dict(TrainConfig, to_plain(load_config("llava_1_5:tiny")))
@@ -38,11 +44,11 @@ def parts(config, tmp_path_factory):
     """Directories of a language model with a smaller vocabulary and of a vision tower, and their params."""
     folder = tmp_path_factory.mktemp("parts")
     small = MultimodalLMConfig(dataclasses.replace(config.model.backbone, vocab_size=261, max_positions=99))
-    text = fresh(MultimodalLM(small), 5)
+    text = drawn(MultimodalLM(small), 5)
     huggingface.save(folder / "text", small, text)
     tower = config.model.encoders["image"]
     plain = dataclasses.replace(tower, feature_layers=(-1,), feature_strategy="full")
-    vision = fresh(Tower(plain), 6)
+    vision = drawn(Tower(plain), 6)
     huggingface.save(folder / "vision", plain, vision)
     return folder, text, vision
 

@@ -95,7 +95,7 @@ def test_llava_next(system, left):
         model.batch(ids, mask, pixel_values=pixels, image_sizes=np.array(sizes))
 
 
-def test_llava_onevision(whole_system):
+def test_llava_onevision(system):
     """Images in tiles, two of them scaled down; a row of two whole images; a video of three frames and one of two."""
     reference = onevision_model()
     config = ours(reference)
@@ -116,5 +116,5 @@ def test_llava_onevision(whole_system):
         batch_num_images=np.array([1, 1, 2]),
         pixel_values_videos=rng.normal(size=(1, 3, 3, 21, 21)).astype(np.float32),
     )
-    model = whole_system.check(reference, inputs)
+    model = system.check(reference, inputs)
     assert set(model.params["encoders"]) == set(model.params["projectors"]) == {"image"}
