@@ -26,9 +26,11 @@ from mmjax.data.tokenizer import load_tokenizer
 from mmjax.distributed.mesh import check_fits
 from mmjax.distributed.rules import shardings
 from mmjax.encoder_model import EncoderModel
+from mmjax.generators.part_model import PartModel
 from mmjax.infer.batch import answer_text
 from mmjax.infer.chat import TextStreamer
 from mmjax.infer.generate import GenerateOptions, Programs, check_request, generate, program_length, with_start
+from mmjax.infer.image_codes import CodePrograms, asked_options, generate_images, place_codes, text_only
 from mmjax.infer.media import MediaPrograms, draw_options, generate_media
 from mmjax.interop import huggingface
 from mmjax.interop.gguf import decoder_from_gguf, load_gguf, read_gguf
@@ -37,6 +39,7 @@ from mmjax.interop.huggingface.inputs import MEDIA_NAMES, TOKEN_TYPES, counted_p
 from mmjax.interop.huggingface.token_types import bidirectional_groups
 from mmjax.interop.locate import locate
 from mmjax.interop.segmenter import SegmenterConfig
+from mmjax.media_model import MediaModel, media_model
 from mmjax.model import MultimodalLM, MultimodalLMConfig
 from mmjax.paths import flatten
 from mmjax.pipelines import INDEX, Pipeline, load_pipeline
@@ -72,6 +75,7 @@ class GenerateOutput:
         images: of each row what it signalled, in order, float32 [H, W, 3] from 0 to 1; None without such a generator.
         videos: likewise, [T, H, W, 3].
         audios: likewise, [samples].
+        image_codes: of a model that writes images as tokens the codes of each row's images, int32 [h, w]; else None.
     """
 
     tokens: np.ndarray
@@ -81,6 +85,7 @@ class GenerateOutput:
     images: list[list[np.ndarray]] | None = None
     videos: list[list[np.ndarray]] | None = None
     audios: list[list[np.ndarray]] | None = None
+    image_codes: list[list[np.ndarray]] | None = None
 
 
 class Reply(str):
@@ -123,6 +128,11 @@ class Model:
     def drawing(self) -> MediaPrograms:
         """The compiled programs of the generators; `drawing.compilations` counts them."""
         return MediaPrograms(self.module)
+
+    @functools.cached_property
+    def code_programs(self) -> CodePrograms:
+        """The compiled programs between images and codes; `code_programs.compilations` counts them."""
+        return CodePrograms(self.module)
 
     @functools.cached_property
     def _forward(self) -> Callable[..., Any]:
@@ -170,6 +180,8 @@ class Model:
             if array.shape != tokens.shape:
                 raise ValueError(f"{name} is {array.shape}, input_ids is {tokens.shape}")
         types = media.pop(TOKEN_TYPES, None)
+        if self.config.codes is not None:
+            tokens = place_codes(self.module, self.params, self.code_programs, tokens, media)
         placed = read_media(self.config, tokens, media)
         positions = given.get("position_ids")
         if positions is None:
@@ -239,26 +251,36 @@ class Model:
         """Generates from every row; text and media as in `batch`, all else as `options_of`.
 
         A model with generators also makes what it signals; `num_inference_steps`, `guidance_scale` and `seed` are then
-        those of `DrawOptions` too.
+        those of `DrawOptions` too. One that writes images as tokens takes those of `asked_options`.
         """
+        asked = None if self.config.codes is None else asked_options(self.module, options, self.batch)
         drawn = draw_options(self.module, options)
         media = {name: options.pop(name) for name in MEDIA_NAMES if name in options}
         chosen = self.options_of(**options)
         batch = self.batch(input_ids, attention_mask, None, position_ids, decoder_input_ids, **media)
         batch = with_start(self.module, batch)
         made: dict[str, Any] = {}
-        if drawn is None:
+        written = None
+        if asked is not None:
+            programs = self.programs, self.code_programs
+            out, written = generate_images(
+                self.module, self.params, batch, chosen, asked, *programs, generation=self.generation
+            )
+        elif drawn is None:
             out = generate(self.module, self.params, batch, chosen, self.programs)
         else:
             programs = self.programs, self.drawing
             out, made = generate_media(self.module, self.params, batch, chosen, drawn, *programs)
         text = None
         if self.processor is not None:
-            rows = zip(out.tokens, out.lengths, strict=True)
+            spoken = out if asked is None else text_only(self.module, out)
+            rows = zip(spoken.tokens, spoken.lengths, strict=True)
             text = [answer_text(self.processor.tokenizer, row[:length], chosen) for row, length in rows]
         written = batch.texts[self.config.streams[-1]]
         sequences = np.concatenate([np.asarray(written.tokens), out.tokens], axis=1)
         found = {name: made.get(port) for port, name in OUTPUTS.items()}
+        if written is not None:
+            found = {**found, "images": written.images, "image_codes": written.codes}
         return GenerateOutput(out.tokens, out.lengths, sequences, text, **found)
 
     def options_of(
@@ -353,13 +375,17 @@ class Model:
         save(self, directory, format)
 
 
+# What the directory of one model may hold.
+Loaded = Model | EncoderModel | SegmenterModel | MediaModel
+
+
 def from_pretrained(
     path: str | os.PathLike,
     dtype: str = "float32",
     param_dtype: str | None = None,
     mesh: Any = None,
     skip: Sequence[str] = (),
-) -> Model | EncoderModel | SegmenterModel | Pipeline | ComponentModel:
+) -> Loaded | Pipeline | ComponentModel:
     """Loads a model with its weights.
 
     Args:
@@ -411,7 +437,7 @@ def _from_gguf(place: Path, dtype: str, param_dtype: str, mesh: Any) -> Model:
     return Model(config, params, processor, dtype, generation)
 
 
-def _from_mmjax(place: Path, dtype: str, param_dtype: str, mesh: Any) -> Model | EncoderModel | SegmenterModel:
+def _from_mmjax(place: Path, dtype: str, param_dtype: str, mesh: Any) -> Loaded:
     metadata = checkpoint.read_metadata(place)
     kind = metadata.get("config", {}).get("kind")
     if kind not in CONFIGS:
@@ -443,7 +469,7 @@ def _from_mmjax(place: Path, dtype: str, param_dtype: str, mesh: Any) -> Model |
     return Model(config, params, processor, **common)
 
 
-def _from_huggingface(place: Path, dtype: str, param_dtype: str, mesh: Any) -> Model | EncoderModel | SegmenterModel:
+def _from_huggingface(place: Path, dtype: str, param_dtype: str, mesh: Any) -> Loaded:
     put = None if mesh is None else _Put(mesh, huggingface.read_config(place)[0])
     loaded = huggingface.load(place, param_dtype, put)
     generation = loaded.generation_config or {}
@@ -478,7 +504,9 @@ def _from_huggingface(place: Path, dtype: str, param_dtype: str, mesh: Any) -> M
 
 def _without_text(config: Any) -> type:
     """The class of a model that is no language model."""
-    return SegmenterModel if isinstance(config, SegmenterConfig) else EncoderModel
+    if isinstance(config, SegmenterConfig):
+        return SegmenterModel
+    return media_model(config) if issubclass(huggingface.MODELS[type(config)], PartModel) else EncoderModel
 
 
 class _Put:

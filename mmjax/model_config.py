@@ -138,7 +138,7 @@ class MultimodalLMConfig:
         if codes.width != self.backbone.width:
             raise ConfigError(f"codes.width is {codes.width}; the backbone's is {self.backbone.width}")
         if codes.own and codes.first != vocab:
-            raise ConfigError(f"codes.first is {codes.first}; codes of their own begin behind the vocabulary of {vocab}")
+            raise ConfigError(f"codes.first is {codes.first}; its own codes begin behind the vocabulary of {vocab}")
         named = (codes.begin, codes.row_end, codes.placeholder, *codes.tail, *(() if codes.own else codes.tokens()))
         outside = [int(token) for token in named if token is not None and not 0 <= token < vocab]
         if outside:
@@ -146,7 +146,7 @@ class MultimodalLMConfig:
 
     @property
     def words(self) -> int:
-        """How many tokens the LLM may write: its vocabulary, and behind it codes that have an embedding of their own."""
+        """How many tokens the LLM may write: its vocabulary, and behind it codes with an embedding of their own."""
         own = self.codes is not None and self.codes.own
         return self.backbone.vocab_size + (self.codes.maps.codes if own else 0)
 

@@ -59,8 +59,8 @@ class ImageCodesConfig:
             raise ConfigError(f"image_codes.grid {self.grid} must be (height, width), both at least 1")
         if self.ids and (self.own or len(set(self.ids)) != self.maps.codes):
             raise ConfigError(
-                f"image_codes.ids: {len(set(self.ids))} different ids of {self.maps.codes} codes, own {self.own}; there "
-                "must be one a code, and none where codes are numbered behind the vocabulary"
+                f"image_codes.ids: {len(set(self.ids))} different ids of {self.maps.codes} codes, own {self.own}; "
+                "there must be one a code, and none where codes are numbered behind the vocabulary"
             )
         clash = {self.begin, self.row_end, *self.tail} & set(self.tokens().tolist())
         if clash:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from mmjax.config import ConfigError
 from mmjax.generators.mask_prompts import PromptEncoder
+from mmjax.generators.part_model import PartModel
 from mmjax.generators.two_way import TwoWayBlock, attention, read
 from mmjax.nn.linear import Linear, fan_in_normal
 from mmjax.nn.mlp import ACTIVATIONS, check_activation
@@ -288,43 +289,14 @@ def original_masks(
     return resize(x[..., : inner_size[0], : inner_size[1], :], original_size, "bilinear")[..., 0]
 
 
-@dataclasses.dataclass(frozen=True)
-class MaskModel:
-    """A mask decoder as a model of its own: pure functions over plain nested dicts of params.
-
-    Attributes:
-        config: of the decoder.
-        dtype, param_dtype, remat: compute dtype, dtype of the params, rematerialisation policy.
-    """
-
-    config: MaskDecoderConfig
-    dtype: str = "float32"
-    param_dtype: str = "float32"
-    remat: str = "none"
+class MaskModel(PartModel):
+    """A mask decoder as a model of its own."""
 
     @property
     def module(self) -> MaskDecoder:
         """The flax module."""
         return MaskDecoder(self.config, jnp.dtype(self.dtype), self.remat)
 
-    def _boxed(self, rng: jax.Array) -> Any:
-        c = self.config
-        return self.module.init(rng, jnp.zeros((1, c.grid_size, c.grid_size, c.width)), method="create")["params"]
-
-    def init(self, rng: jax.Array) -> dict[str, Any]:
-        """Fresh params in `param_dtype`, blocks stacked."""
-        return jax.tree.map(lambda leaf: leaf.astype(self.param_dtype), nn.unbox(self._boxed(rng)))
-
-    def param_shapes(self) -> dict[str, Any]:
-        """The tree of `jax.ShapeDtypeStruct` that `init` would fill."""
-        return jax.eval_shape(self.init, jax.random.key(0))
-
-    def param_axes(self) -> dict[str, Any]:
-        """The tree of tuples of logical axis names of every leaf."""
-        is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
-        boxed = jax.eval_shape(self._boxed, jax.random.key(0))
-        return jax.tree.map(lambda box: box.names, boxed, is_leaf=is_box)
-
     def __call__(self, params: dict[str, Any], image: jax.Array, **prompts: Any) -> Masks:
         """See `MaskDecoder.__call__`."""
-        return self.module.apply({"params": params}, image, **prompts)
+        return self._apply(params, image, **prompts)

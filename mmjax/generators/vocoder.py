@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from mmjax.config import ConfigError
 from mmjax.distributed.rules import constrain
+from mmjax.generators.part_model import PartModel
 from mmjax.nn.full_conv import channels_axis
 from mmjax.nn.linear import fan_in_normal
 from mmjax.nn.sequence_conv import SequenceConv
@@ -183,42 +184,14 @@ class Vocoder(nn.Module):
         return self(spectrograms)
 
 
-@dataclasses.dataclass(frozen=True)
-class VocoderModel:
-    """A vocoder as a model of its own: pure functions over plain nested dicts of params.
-
-    Attributes:
-        config: of the vocoder.
-        dtype, param_dtype, remat: compute dtype, dtype of the params; `remat` is not used.
-    """
-
-    config: VocoderConfig
-    dtype: str = "float32"
-    param_dtype: str = "float32"
-    remat: str = "none"
+class VocoderModel(PartModel):
+    """A vocoder as a model of its own."""
 
     @property
     def module(self) -> Vocoder:
         """The flax module."""
         return Vocoder(self.config, jnp.dtype(self.dtype), self.remat)
 
-    def _boxed(self, rng: jax.Array) -> Any:
-        return self.module.init(rng, jnp.zeros((1, *self.config.feature_shape)), method="create")["params"]
-
-    def init(self, rng: jax.Array) -> dict[str, Any]:
-        """Fresh params in `param_dtype`."""
-        return jax.tree.map(lambda leaf: leaf.astype(self.param_dtype), nn.unbox(self._boxed(rng)))
-
-    def param_shapes(self) -> dict[str, Any]:
-        """The tree of `jax.ShapeDtypeStruct` that `init` would fill."""
-        return jax.eval_shape(self.init, jax.random.key(0))
-
-    def param_axes(self) -> dict[str, Any]:
-        """The tree of tuples of logical axis names of every leaf."""
-        is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
-        boxed = jax.eval_shape(self._boxed, jax.random.key(0))
-        return jax.tree.map(lambda box: box.names, boxed, is_leaf=is_box)
-
     def __call__(self, params: dict[str, Any], spectrograms: jax.Array) -> jax.Array:
         """See `Vocoder.__call__`."""
-        return self.module.apply({"params": params}, spectrograms)
+        return self._apply(params, spectrograms)

@@ -1,5 +1,6 @@
-"""What decoding keeps: the key/value cache, and the parameters as one tree a layer."""
+"""What decoding keeps: the key/value cache, what else a generation is, and the parameters as one tree a layer."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -63,3 +64,37 @@ def _layers(stack: dict) -> tuple[dict, ...]:
     leaves, structure = jax.tree.flatten(stack)
     split = [[leaf[i] for i in range(leaf.shape[0])] for leaf in leaves]
     return tuple(jax.tree.unflatten(structure, layer) for layer in zip(*split, strict=True))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class State:
+    """A generation under way; S = T + N, the prompt's slots and those for new tokens.
+
+    Attributes:
+        tokens: int32 [B, N], pad_id where nothing is written.
+        lengths: int32 [B], tokens generated, the stop token included.
+        done: bool [B], rows that have had their stop token.
+        step: int32 scalar, how many columns of `tokens` are written.
+        cache: keys and values, see `empty_cache`.
+        keys: [B], each row's random key.
+        prompt_valid: bool [B, T], where the prompt is no padding.
+        next_position: int32 [B], the position of the first new token.
+        memory: an encoder-decoder's cross keys and the bool [B, Q] that says which places of the query are no
+            padding; or those of media that are read inside the decoder, and which of their tokens new tokens see
+            (what the last of the prompt sees); else None.
+        seen: bool [B, V], tokens that have occurred, or None without a repetition penalty.
+        place: int32 [B], where each row is in an image that it writes, see `mmjax.infer.constrained`, or None.
+    """
+
+    tokens: jax.Array
+    lengths: jax.Array
+    done: jax.Array
+    step: jax.Array
+    cache: Any
+    keys: jax.Array
+    prompt_valid: jax.Array
+    next_position: jax.Array
+    seen: jax.Array | None
+    memory: Any = None
+    place: jax.Array | None = None

@@ -22,7 +22,8 @@ from jax.sharding import PartitionSpec
 
 from mmjax.backbones import BackboneConfig
 from mmjax.data.contracts import Batch, TextStream
-from mmjax.infer.cache import empty_cache, is_unstacked, unstack
+from mmjax.infer.cache import State, empty_cache, is_unstacked, unstack
+from mmjax.infer.constrained import ImageRules, advance, first_place
 from mmjax.infer.sampling import NO_STOP_ID, Branches, Numbers, row_keys, sample
 from mmjax.model import MultimodalLM
 from mmjax.nn.masks import attention_mask
@@ -45,6 +46,8 @@ class GenerateOptions:
         seed: of the draws, 0 to 2**32 - 1.
         follow: (token, next token) pairs: behind the first of these tokens, wherever a row has written it, comes the
             second, whatever the model says.
+        images: of a model that writes images as tokens, where codes may stand and where they must; None: codes are
+            tokens as all others. With guidance the second half of the rows are those that it leads away from.
 
     Raises:
         ValueError: a value that cannot work, named with what would.
@@ -61,6 +64,7 @@ class GenerateOptions:
     pad_id: int = 0
     seed: int = 0
     follow: tuple[tuple[int, int], ...] = ()
+    images: ImageRules | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "stop_ids", tuple(int(i) for i in self.stop_ids))
@@ -93,6 +97,7 @@ class GenerateOptions:
             min_new_tokens=self.min_new_tokens > 0 and bool(self.stop_ids),
             repetition_penalty=self.repetition_penalty != 1,
             follow=bool(self.follow),
+            guidance=self.images is not None and float(self.images.guidance) != 1,
         )
         stop_ids = np.full(-(-max(len(self.stop_ids), 1) // 4) * 4, NO_STOP_ID, np.int32)
         stop_ids[: len(self.stop_ids)] = self.stop_ids
@@ -104,40 +109,9 @@ class GenerateOptions:
             stop_ids=stop_ids,
             pad_id=np.int32(self.pad_id),
             follow=np.array(self.follow, np.int32).reshape(-1, 2),
+            images=self.images,
         )
         return branches, numbers
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class State:
-    """A generation under way; S = T + N, the prompt's slots and those for new tokens.
-
-    Attributes:
-        tokens: int32 [B, N], pad_id where nothing is written.
-        lengths: int32 [B], tokens generated, the stop token included.
-        done: bool [B], rows that have had their stop token.
-        step: int32 scalar, how many columns of `tokens` are written.
-        cache: keys and values, see `empty_cache`.
-        keys: [B], each row's random key.
-        prompt_valid: bool [B, T], where the prompt is no padding.
-        next_position: int32 [B], the position of the first new token.
-        memory: an encoder-decoder's cross keys and the bool [B, Q] that says which places of the query are no
-            padding; or those of media that are read inside the decoder, and which of their tokens new tokens see
-            (what the last of the prompt sees); else None.
-        seen: bool [B, V], tokens that have occurred, or None without a repetition penalty.
-    """
-
-    tokens: jax.Array
-    lengths: jax.Array
-    done: jax.Array
-    step: jax.Array
-    cache: Any
-    keys: jax.Array
-    prompt_valid: jax.Array
-    next_position: jax.Array
-    seen: jax.Array | None
-    memory: Any = None
 
 
 @dataclass(frozen=True)
@@ -249,15 +223,18 @@ class Programs:
         last = jnp.max(jnp.where(valid, jnp.arange(length), 0), axis=1)
         if memory is not None and memory[1].ndim == 3:
             memory = memory[0], jnp.take_along_axis(memory[1], last[:, None, None], axis=1)[:, 0]
-        logits = model.logits(params, jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0])
+        logits = _next_logits(model, params, jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0], numbers)
 
         seen = None
         if branches.repetition_penalty:
             is_text = valid if text.media_index is None else valid & (text.media_index < 0)
-            seen = jnp.zeros((batch, config.vocab_size), bool).at[jnp.arange(batch)[:, None], text.tokens].max(is_text)
+            seen = jnp.zeros(logits.shape, bool).at[jnp.arange(batch)[:, None], text.tokens].max(is_text)
         flat = positions if positions.ndim == 2 else positions.max(axis=-1)
         keys = row_keys(seed, rows)
-        token = sample(logits, keys, branches, numbers, 0, seen)
+        place = None if numbers.images is None else first_place(numbers.images, text)
+        if branches.guidance:
+            place = jnp.tile(place[: batch // 2], 2)
+        token = sample(logits, keys, branches, numbers, 0, seen, place=place)
         state = State(
             tokens=jnp.full((batch, room), numbers.pad_id, jnp.int32),
             lengths=jnp.zeros(batch, jnp.int32),
@@ -269,6 +246,7 @@ class Programs:
             next_position=jnp.max(jnp.where(valid, flat, -1), axis=1) + 1,
             seen=seen,
             memory=memory,
+            place=place,
         )
         return _readable(_append(state, token, numbers))
 
@@ -290,8 +268,8 @@ class Programs:
             embeddings = model.embed(params, text, {})
             where = state.cache, length + newest, state.memory
             hidden, cache = model.step(params, embeddings, text.positions, mask, *where)
-            logits = model.logits(params, hidden[:, 0])
-            token = sample(logits, state.keys, branches, numbers, state.step, state.seen, token[:, 0])
+            logits = _next_logits(model, params, hidden[:, 0], numbers)
+            token = sample(logits, state.keys, branches, numbers, state.step, state.seen, token[:, 0], state.place)
             return _append(replace(state, cache=cache), token, numbers)
 
         return _readable(lax.while_loop(go_on, body, state))
@@ -355,10 +333,12 @@ def check_request(model: MultimodalLM, batch: Batch, options: GenerateOptions) -
     for name in streams:
         new = options.max_new_tokens if name == streams[-1] else 0
         if name in batch.texts:
-            _check_prompt(config, batch.texts[name], new)
+            _check_prompt(config, batch.texts[name], new, model.config.words)
         else:
             check_room(1, new, config.max_positions, "the start token")
     rows = {name: np.asarray(batch.texts[name].tokens).shape[0] for name in streams if name in batch.texts}
+    if options.images is not None and float(options.images.guidance) != 1 and rows[streams[-1]] % 2:
+        raise ValueError(f"guidance needs rows in two halves, there are {rows[streams[-1]]}")
     if len(set(rows.values())) > 1:
         raise ValueError("streams of one batch have as many rows each, got " + str(rows))
     for name, ids in (("stop_ids", options.stop_ids), ("pad_id", (options.pad_id,))):
@@ -367,8 +347,8 @@ def check_request(model: MultimodalLM, batch: Batch, options: GenerateOptions) -
             raise ValueError(f"{name}: {bad[0]} is outside the vocabulary of {config.vocab_size}")
 
 
-def _check_prompt(config: BackboneConfig, text: TextStream, new: int) -> None:
-    """Raises ValueError for a stream of prompts that `new` tokens cannot follow."""
+def _check_prompt(config: BackboneConfig, text: TextStream, new: int, words: int) -> None:
+    """Raises ValueError for a stream of prompts, of tokens below `words`, that `new` tokens cannot follow."""
     tokens, segments = np.asarray(text.tokens), np.asarray(text.segment_ids)
     if tokens.ndim != 2 or 0 in tokens.shape:
         raise ValueError(f"prompt tokens must be [B, T] with at least one row and one token, got {tokens.shape}")
@@ -394,12 +374,12 @@ def _check_prompt(config: BackboneConfig, text: TextStream, new: int) -> None:
     longest = int(ends.argmax())
     check_room(int(ends[longest]), new, config.max_positions, f"row {longest} of the batch")
     is_text = valid if text.media_index is None else valid & (np.asarray(text.media_index) < 0)
-    outside = is_text & ((tokens < 0) | (tokens >= config.vocab_size))
+    outside = is_text & ((tokens < 0) | (tokens >= words))
     if outside.any():
         row, column = np.argwhere(outside)[0]
         raise ValueError(
             f"row {row} of the batch: token {tokens[row, column]} at position {column} is outside the "
-            f"vocabulary of {config.vocab_size}"
+            f"vocabulary of {words}"
         )
 
 
@@ -452,6 +432,7 @@ def prompt_stream(batch: Batch, name: str = "text") -> TextStream:
 def _append(state: State, token: jax.Array, numbers: Numbers) -> State:
     """The state with one more column: `token` int32 [B], or pad_id in rows that were done."""
     token = jnp.where(state.done, numbers.pad_id, token)
+    place = None if state.place is None else advance(numbers.images, state.place, token)
     seen = state.seen
     if seen is not None:
         seen = seen.at[jnp.arange(token.shape[0]), token].max(~state.done)
@@ -462,7 +443,13 @@ def _append(state: State, token: jax.Array, numbers: Numbers) -> State:
         done=state.done | jnp.any(token[:, None] == numbers.stop_ids, axis=1),
         step=state.step + 1,
         seen=seen,
+        place=place,
     )
+
+
+def _next_logits(model: MultimodalLM, params: dict, hidden: jax.Array, numbers: Numbers) -> jax.Array:
+    """Logits of all that a row may write; codes with an output layer of their own only where images are written."""
+    return model.logits(params, hidden) if numbers.images is None else model.next_logits(params, hidden)
 
 
 def _readable(state: State) -> State:

@@ -1,7 +1,11 @@
-"""Text with media: a model writes, and its generators make what its answer signals (Wu et al., 2024, "NExT-GPT")."""
+"""Text with media: a model writes, and its generators make what its answer signals (Wu et al., 2024, "NExT-GPT").
+
+Or it is looked up in a gallery; where a model decides which of the two, either is done (Koh et al., 2023, "GILL").
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -11,6 +15,7 @@ from mmjax.data.contracts import Batch
 from mmjax.generators.diffusion import DiffusionConfig
 from mmjax.generators.schedules import make_steps
 from mmjax.infer.generate import GenerateOptions, Generation, Programs, generate, prompt_stream
+from mmjax.infer.retrieve import Gallery, Retrieved, rank, retrieval_ports, rivals, takes
 from mmjax.infer.signals import answers_only, continued, count_signals, power_of_two
 from mmjax.model import MultimodalLM
 from mmjax.signals import draw_media, signal_states
@@ -18,21 +23,24 @@ from mmjax.signals import draw_media, signal_states
 
 @dataclasses.dataclass(frozen=True)
 class DrawOptions:
-    """How generators draw.
+    """How generators draw, and how much is looked up.
 
     Attributes:
         num_inference_steps: of the schedule.
         guidance_scale: of classifier-free guidance; at 1 there is none.
         seed: of the noise; what a row's signal gives does not depend on the rows beside it.
+        num_retrieved: images of a gallery that a signal gives.
     """
 
     num_inference_steps: int = 50
     guidance_scale: float = 7.5
     seed: int = 0
+    num_retrieved: int = 1
 
     def __post_init__(self):
-        if self.num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps must be at least 1, got {self.num_inference_steps}")
+        for name in ("num_inference_steps", "num_retrieved"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must lie between 0 and {2**32 - 1}, got {self.seed}")
 
@@ -51,8 +59,8 @@ def draw_options(model: MultimodalLM, options: dict[str, Any]) -> "DrawOptions |
     return DrawOptions(**own, seed=options.get("seed", 0))
 
 
-# port -> for each row what its signals gave, in order: images float32 [H, W, 3] from 0 to 1.
-Made = dict[str, list[list[np.ndarray]]]
+# port -> for each row what its signals gave, in order: images float32 [H, W, 3] from 0 to 1, or what was found.
+Made = dict[str, list[list[np.ndarray | Retrieved]]]
 
 
 def media_ports(model: MultimodalLM) -> tuple[str, ...]:
@@ -83,6 +91,8 @@ class MediaPrograms:
         self.model, self.compilations = model, 0
         self._states = jax.jit(self._trace_states, static_argnums=(2, 3))
         self._draw = jax.jit(self._trace_draw, static_argnums=1)
+        self._rank = jax.jit(self._trace_rank, static_argnums=(1, 4))
+        self._takes = jax.jit(self._trace_takes, static_argnums=1)
 
     def _trace_states(self, params: dict[str, Any], batch: Batch, start: int, most: tuple[tuple[str, int], ...]) -> Any:
         self.compilations += 1
@@ -95,11 +105,25 @@ class MediaPrograms:
         self.compilations += 1
         return draw_media(self.model, params, port, states[:, None], steps, scale, keys[:, None])[:, 0]
 
+    def _trace_rank(self, params: dict[str, Any], port: str, states: Any, gallery: Gallery, k: int) -> Any:
+        self.compilations += 1
+        return tuple(part[:, 0] for part in rank(self.model, params, port, states[:, None], gallery, k))
+
+    def _trace_takes(self, params: dict[str, Any], port: str, states: Any) -> Any:
+        self.compilations += 1
+        return takes(self.model, params, port, states[:, None])[:, 0]
+
     def __call__(
-        self, params: dict[str, Any], batch: Batch, out: Generation, options: DrawOptions, rows: Sequence[int]
+        self,
+        params: dict[str, Any],
+        batch: Batch,
+        out: Generation,
+        options: DrawOptions,
+        rows: Sequence[int],
+        galleries: Mapping[str, Gallery] = MappingProxyType({}),
     ) -> Made:
         """What the answers `out` to the prompts `batch` ask for, in its first rows, whose numbers `rows` are."""
-        text, ports = prompt_stream(batch), media_ports(self.model)
+        text, ports = prompt_stream(batch), (*media_ports(self.model), *galleries)
         whole, start = continued(text, out), text.tokens.shape[1]
         counts = {port: count_signals(self.model, port, whole, start)[: len(rows)] for port in ports}
         made: Made = {port: [[] for _ in rows] for port in ports}
@@ -107,11 +131,21 @@ class MediaPrograms:
         if not most:
             return made
         found = self._states(params, batch.replace(texts={**batch.texts, "text": whole}), start, most)
+        found = {port: [np.array(part)[: len(rows)] for part in both] for port, both in found.items()}
+        self._share_out(params, found, galleries)
         for port, _ in most:
-            states, real = (np.asarray(part)[: len(rows)] for part in found[port])
+            states, real = found[port]
             at = np.argwhere(real)
-            # Nothing is drawn for signals that are not there, and few programs serve all numbers of them.
-            padded = np.pad(states[real], ((0, power_of_two(len(at)) - len(at)), (0, 0), (0, 0)))
+            if not len(at):
+                continue
+            padded = filled(states[real])
+            if port in galleries:
+                numbers, scores = self._rank(params, port, padded, galleries[port], options.num_retrieved)
+                names = galleries[port].names
+                for (row, signal), best, score in zip(at, np.asarray(numbers), np.asarray(scores), strict=False):
+                    named = tuple(names[number] for number in best) if names else ()
+                    made[port][row].append(Retrieved(int(signal), best, score, named))
+                continue
             seeds = [(rows[row], number) for row, number in at]
             keys = signal_keys(options.seed, seeds + [(0, 0)] * (len(padded) - len(at)))
             schedule = self.model.config.generators[port].schedule
@@ -121,6 +155,24 @@ class MediaPrograms:
             for (row, _), one in zip(at, drawn, strict=False):
                 made[port][row].append(one)
         return made
+
+    def _share_out(self, params: dict[str, Any], found: dict[str, Any], galleries: Mapping[str, Gallery]) -> None:
+        """Takes signals that shall be drawn from the ports of galleries, and those that shall be found from others."""
+        for port in galleries:
+            decision, drawing = rivals(self.model, port)
+            if decision is None or port not in found:
+                continue
+            states, real = found[port]
+            retrieved = np.zeros_like(real)
+            retrieved[real] = np.asarray(self._takes(params, decision, filled(states[real])))[: real.sum()]
+            found[port][1] = retrieved
+            for other in drawing:
+                found[other][1] = found[other][1] & ~retrieved
+
+
+def filled(states: np.ndarray) -> np.ndarray:
+    """States of signals [n, K, D] that are there, filled up so that few programs serve all numbers of them."""
+    return np.pad(states, ((0, power_of_two(len(states)) - len(states)), (0, 0), (0, 0)))
 
 
 def signal_keys(seed: int, signals: Sequence[tuple[int, int]]) -> jax.Array:
@@ -141,7 +193,8 @@ def generate_media(
     drawing: MediaPrograms | None = None,
     rows: Sequence[int] | None = None,
     count: int | None = None,
-) -> tuple[Generation, Mapping[str, list[list[np.ndarray]]]]:
+    galleries: Mapping[str, Gallery] = MappingProxyType({}),
+) -> tuple[Generation, Mapping[str, list[list[np.ndarray | Retrieved]]]]:
     """Generates from every row, reads prompt and answer once more, and draws what the answer's signals ask for.
 
     Whether and how often something is drawn is up to the model: it is what it signals. A signal that it has begun is
@@ -153,17 +206,27 @@ def generate_media(
         draw: of the media.
         drawing: compiled programs to use again.
         count: how many of the rows, the first ones, anything is drawn for; all if None.
+        galleries: port of retrieval -> where its signals are looked up; a port without one looks nothing up. Where a
+            port of decisions has the signal of a port that draws and of one that has a gallery, each signal is drawn or
+            looked up, as that port says; without a port of decisions it is both.
 
     Returns:
-        The text, and by port what was made for each row.
+        The text, and by port what was made for each row: media, or `Retrieved` of a gallery, which says which of the
+        row's signals it was found for.
 
     Raises:
-        ValueError: as `generate`; media that are read inside the backbone; an encoder-decoder.
+        ValueError: as `generate`; media that are read inside the backbone; an encoder-decoder; a gallery of a port that
+            retrieves nothing, or of fewer images than are to be retrieved.
     """
     if prompt_stream(batch).media_attention is not None:
         raise ValueError("media are not drawn by models that read media inside the backbone")
+    for port, gallery in galleries.items():
+        if port not in retrieval_ports(model):
+            raise ValueError(f"galleries: port {port!r} retrieves nothing")
+        if len(gallery.embeddings) < draw.num_retrieved:
+            raise ValueError(f"galleries.{port}: {len(gallery.embeddings)} images, {draw.num_retrieved} to be retrieved")
     drawing = MediaPrograms(model) if drawing is None else drawing
     options = dataclasses.replace(options, follow=follow(model))
     out = generate(model, params, batch, options, programs, rows=None if rows is None else np.asarray(rows, np.int32))
     numbers = range(len(out.tokens)) if rows is None else rows
-    return out, drawing(params, batch, out, draw, numbers[:count])
+    return out, drawing(params, batch, out, draw, numbers[:count], galleries)

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mmjax.infer.constrained import ImageRules, guided, only_allowed, required
+
 
 @dataclass(frozen=True)
 class Branches:
@@ -160,15 +162,15 @@ def sample(
     each row is in an image, only where images are written as tokens. With guidance the second half of the rows is
     what guidance leads away from, and writes what the first half does.
     """
+    belongs = None if place is None else required(numbers.images, place)
     if branches.guidance:
         half = logits.shape[0] // 2
         logits = guided(numbers.images, place[:half], logits)
-        keys, place = keys[:half], place[:half]
+        keys, place, belongs = keys[:half], place[:half], belongs[:half]
         seen, before = (None if leaf is None else leaf[:half] for leaf in (seen, before))
     token = _choose(logits, keys, branches, numbers, step, seen, place)
     token = _follow(token, branches, numbers, before)
-    if place is not None:
-        belongs = required(numbers.images, place)
+    if belongs is not None:
         token = jnp.where(belongs < 0, token, belongs)
     return jnp.tile(token, 2) if branches.guidance else token
 

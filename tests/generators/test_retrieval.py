@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,11 +18,11 @@ from mmjax.distributed.rules import shardings
 from mmjax.encoders.text import TextEncoderConfig
 from mmjax.encoders.vit import ViT, ViTConfig
 from mmjax.generators.decision import DecisionConfig
-from mmjax.generators.retrieval import RetrievalConfig, contrastive_loss
+from mmjax.generators.retrieval import Retrieval, RetrievalConfig, contrastive_loss
 from mmjax.model import MultimodalLM, MultimodalLMConfig
 from mmjax.nn.lora import LoRAConfig
 from mmjax.output_projectors import LinearOutputConfig, MLPOutputConfig
-from mmjax.paths import flatten, unflatten
+from mmjax.paths import flatten
 from mmjax.signals import decide, retrieval_items, signal_states
 from mmjax.train.signal_loss import SignalLoss, loss_of
 from mmjax.train.stage import StageConfig, split
@@ -193,16 +194,21 @@ def test_images_go_through_the_encoder_which_learns_nothing(params):
 
 
 def test_a_contrast_of_nothing_is_nothing():
-    value, grad = jax.value_and_grad(contrastive_loss)(jnp.ones((3, 3)), jnp.zeros(3))
+    run = jax.jit(jax.value_and_grad(contrastive_loss))
+    value, grad = run(np.ones((3, 3), np.float32), np.zeros(3, np.float32))
     assert value == 0 and not np.asarray(grad).any()
     # One alone is told apart from nothing.
-    assert contrastive_loss(jnp.full((2, 2), 5.0), jnp.array([1.0, 0.0])) == 0
+    value, grad = run(np.full((3, 3), 5, np.float32), np.float32([0, 1, 0]))
+    assert value == 0 and not np.asarray(grad).any()
 
 
 def test_a_fresh_temperature_is_clips():
-    fresh = jax.jit(MODEL.init)(jax.random.key(0))["generators"]["find"]
-    assert fresh["logit_scale"] == pytest.approx(np.log(1 / 0.07))
-    assert set(fresh) == {"images", "condition", "logit_scale"}
+    for with_map in (True, False):
+        module = Retrieval(RetrievalConfig(12, 8, with_map))
+        make = jax.jit(lambda key, module=module: module.init(key, jnp.zeros((1, 12)), method="create"))
+        fresh = nn.unbox(make(jax.random.key(0)))["params"]
+        assert fresh["logit_scale"] == pytest.approx(np.log(1 / 0.07))
+        assert set(fresh) == {"images", "logit_scale"} | ({"condition"} if with_map else set())
 
 
 def test_config_goes_through_plain_data_and_knows_what_does_not_fit():
@@ -238,7 +244,7 @@ def step_on(axes, params):
     """Leaves before and behind a step of plain gradient descent with rate 1, and its metrics."""
     mesh = make_mesh(MeshConfig(**axes), jax.devices()[: 8 if axes else 1])
     places = shardings(flatten(MODEL.param_axes()), mesh)
-    trainable, frozen = split(unflatten(flatten(params)), STAGE)
+    trainable, frozen = split(jax.tree.map(np.array, params), STAGE)
     optimizer = optax.sgd(1.0)
     layout = state_shardings(trainable, optimizer, places)
     state = init_state(trainable, optimizer, layout)

@@ -54,6 +54,7 @@ from mmjax.interop.huggingface import (
     instructblip,
     instructblipvideo,
     internvl,
+    janus,
     janus_vqgan,
     kosmos2,
     llava,
@@ -101,7 +102,7 @@ from mmjax.paths import flatten
 SYSTEM_MODULES = (
     llava, llava_next, llava_onevision, llava_next_video, video_llava, vipllava, qwen2_vl, qwen2_5_vl, qwen3_vl, blip2,
     instructblip, instructblipvideo, idefics2, idefics3, smolvlm, internvl, mistral3,
-    paligemma, gemma3_vision, fuyu, kosmos2, idefics,
+    paligemma, gemma3_vision, fuyu, kosmos2, idefics, janus,
 )  # fmt: skip
 SystemFamily = VisionTextFamily | QwenVLFamily | QFormerFamily | FuyuFamily | IdeficsFamily | Kosmos2Family
 SYSTEMS: dict[str, SystemFamily] = {module.FAMILY.kind: module.FAMILY for module in SYSTEM_MODULES}
