@@ -135,7 +135,10 @@ def system(
             "images": {port: dict(recipe) for port, recipe in images.items()},
             "template": template,
             "lengths": (64, 128, 256, 512) if tiny else lengths,
-            "items": {**dict.fromkeys(encoders, (0, 1)), **dict.fromkeys(signals or {}, (0, 1, 2, 4))},
+            "items": {
+                **dict.fromkeys(encoders, (0, 1)),
+                **{port: (0, 1, 2, 4) for port in signals or {} if port in images},
+            },
             "too_long": "truncate",
             "reader": None,
         },

@@ -260,10 +260,10 @@ class Model:
         batch = self.batch(input_ids, attention_mask, None, position_ids, decoder_input_ids, **media)
         batch = with_start(self.module, batch)
         made: dict[str, Any] = {}
-        written = None
+        drawings = None
         if asked is not None:
             programs = self.programs, self.code_programs
-            out, written = generate_images(
+            out, drawings = generate_images(
                 self.module, self.params, batch, chosen, asked, *programs, generation=self.generation
             )
         elif drawn is None:
@@ -279,8 +279,8 @@ class Model:
         written = batch.texts[self.config.streams[-1]]
         sequences = np.concatenate([np.asarray(written.tokens), out.tokens], axis=1)
         found = {name: made.get(port) for port, name in OUTPUTS.items()}
-        if written is not None:
-            found = {**found, "images": written.images, "image_codes": written.codes}
+        if drawings is not None:
+            found = {**found, "images": drawings.images, "image_codes": drawings.codes}
         return GenerateOutput(out.tokens, out.lengths, sequences, text, **found)
 
     def options_of(

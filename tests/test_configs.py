@@ -23,9 +23,10 @@ from mmjax.data.region_processor import RegionProcessor
 from mmjax.data.regions import Region
 from mmjax.distributed.mesh import MeshConfig, make_mesh
 from mmjax.distributed.rules import shardings
+from mmjax.encoders.text import TextEncoderConfig
 from mmjax.model import MultimodalLM
 from mmjax.paths import flatten, unflatten
-from mmjax.recipes.assemble import TrainConfig, fresh_params, make_processor
+from mmjax.recipes.assemble import TrainConfig, byte_tokenizer, fresh_params, make_processor
 from mmjax.recipes.train import as_caption, stage_of
 from mmjax.train.optimizer import make_optimizer
 from mmjax.train.signal_loss import loss_of
@@ -202,14 +203,29 @@ def made(port, processor):
     if isinstance(recipe, SoundTargets):
         return MediaPart(port, rng.normal(size=900).astype(np.float32) / 9)
     frames = rng.integers(0, 256, (5, 31, 44, 3), np.uint8)
-    return MediaPart(port, frames if isinstance(recipe, VideoTargets) else frames[0])
+    return MediaPart(port, frames if isinstance(recipe, VideoTargets) else frames[0], "A red cat", "retrieve")
+
+
+def with_captions(processor, config, directory):
+    """The processor with the tokenizer of each generator's own text encoder, where a stage aligns with that."""
+    if not any(fields.get("loss_weights", {}).get("alignment") for fields in config.stages.values()):
+        return processor
+    byte_tokenizer().save(str(directory))
+    texts = {
+        port: dataclasses.replace(processor.images[port], captions=str(directory), window=encoder.max_positions)
+        for port, encoder in config.model.generator_encoders.items()
+        if isinstance(encoder, TextEncoderConfig) and port in processor.images
+    }
+    return dataclasses.replace(processor, images={**processor.images, **texts})
 
 
 def conversations(processor, model):
     """One with every port, and one with the last port alone, or with what its regions are of."""
     shown = [port for port in model.encoders if port not in model.views]
     last = shown[-1]
-    drawn = [made(port, processor) for port in model.generators if port in processor.images]
+    # Ports that share another's signal read the parts of that one.
+    own = {port for port in model.generators if getattr(processor.images.get(port), "of", port) == port}
+    drawn = [made(port, processor) for port in model.generators if port in processor.images and port in own]
     for ports in (shown, [model.regions[last], last] if last in model.regions else [last]):
         media = tuple(MediaPart(port, source_of(port, processor, model)) for port in ports)
         answer = (TextPart("A red cat"), *drawn, TextPart("."))
@@ -244,10 +260,10 @@ def first_params(model, mesh):
 
 @pytest.mark.quick(*QUICK)
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_tiny_trains_what_each_stage_says(name):
+def test_tiny_trains_what_each_stage_says(name, tmp_path):
     config = parsed(f"{name}:tiny")
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    model, processor = MultimodalLM(config.model), make_processor(config)
+    model, processor = MultimodalLM(config.model), with_captions(make_processor(config), config, tmp_path)
     params = first_params(model, mesh)
     for title, fields in config.stages.items():
         stage = dataclasses.replace(stage_of(title, fields), batch_size=2)

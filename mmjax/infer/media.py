@@ -105,9 +105,9 @@ class MediaPrograms:
         self.compilations += 1
         return draw_media(self.model, params, port, states[:, None], steps, scale, keys[:, None])[:, 0]
 
-    def _trace_rank(self, params: dict[str, Any], port: str, states: Any, gallery: Gallery, k: int) -> Any:
+    def _trace_rank(self, params: dict[str, Any], port: str, states: Any, embeddings: Any, k: int) -> Any:
         self.compilations += 1
-        return tuple(part[:, 0] for part in rank(self.model, params, port, states[:, None], gallery, k))
+        return tuple(part[:, 0] for part in rank(self.model, params, port, states[:, None], Gallery(embeddings), k))
 
     def _trace_takes(self, params: dict[str, Any], port: str, states: Any) -> Any:
         self.compilations += 1
@@ -140,8 +140,8 @@ class MediaPrograms:
                 continue
             padded = filled(states[real])
             if port in galleries:
-                numbers, scores = self._rank(params, port, padded, galleries[port], options.num_retrieved)
-                names = galleries[port].names
+                embeddings, names = galleries[port].embeddings, galleries[port].names
+                numbers, scores = self._rank(params, port, padded, embeddings, options.num_retrieved)
                 for (row, signal), best, score in zip(at, np.asarray(numbers), np.asarray(scores), strict=False):
                     named = tuple(names[number] for number in best) if names else ()
                     made[port][row].append(Retrieved(int(signal), best, score, named))
@@ -223,8 +223,9 @@ def generate_media(
     for port, gallery in galleries.items():
         if port not in retrieval_ports(model):
             raise ValueError(f"galleries: port {port!r} retrieves nothing")
-        if len(gallery.embeddings) < draw.num_retrieved:
-            raise ValueError(f"galleries.{port}: {len(gallery.embeddings)} images, {draw.num_retrieved} to be retrieved")
+        size = len(gallery.embeddings)
+        if size < draw.num_retrieved:
+            raise ValueError(f"galleries.{port}: {size} images, {draw.num_retrieved} to be retrieved")
     drawing = MediaPrograms(model) if drawing is None else drawing
     options = dataclasses.replace(options, follow=follow(model))
     out = generate(model, params, batch, options, programs, rows=None if rows is None else np.asarray(rows, np.int32))

@@ -15,7 +15,6 @@ from mmjax.model import MultimodalLM
 from mmjax.signals import decide, retrieval_items, retrieval_queries
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Gallery:
     """Images to be found.
@@ -26,7 +25,7 @@ class Gallery:
     """
 
     embeddings: Any
-    names: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
+    names: tuple[str, ...] = ()
 
 
 class Retrieved(NamedTuple):

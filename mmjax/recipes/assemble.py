@@ -30,6 +30,7 @@ from mmjax.encoders.dual import DualEncoderConfig
 from mmjax.encoders.frames import FramesConfig
 from mmjax.encoders.tile_adapters import TileAdaptersConfig
 from mmjax.generators.diffusion import DiffusionConfig
+from mmjax.generators.retrieval import RetrievalConfig
 from mmjax.interop import diffusers, gguf, huggingface
 from mmjax.interop.locate import locate
 from mmjax.interop.segmenter import SegmenterConfig
@@ -47,7 +48,8 @@ class InitConfig:
             an encoder takes frames, of the tower of one frame.
             Names on the hub will do as well.
         generators: port -> a directory in transformers' layout of a generator with its encoder (SAM), or in
-            diffusers' of a pipeline, whose unet, vae, text_encoder and vocoder are taken.
+            diffusers' of a pipeline, whose unet, vae, text_encoder and vocoder are taken; of retrieval, of the vision
+            tower alone.
     """
 
     backbone: str | None = None
@@ -202,6 +204,9 @@ def _generator(config: TrainConfig, port: str, source: str) -> dict[str, Any]:
     source = str(locate(source))
     if isinstance(config.model.generators[port], DiffusionConfig):
         return _pipeline(config, port, source)
+    if isinstance(config.model.generators[port], RetrievalConfig) and port in config.model.generator_encoders:
+        tower = _tower(config, port, source, config.model.generator_encoders[port], "generator_encoders")
+        return _flat(f"generator_encoders/{port}", tower)
     loaded = huggingface.load(source, config.param_dtype, _on_host)
     if not isinstance(loaded.config, SegmenterConfig):
         raise ConfigError(f"init.generators.{port}: {source} holds a {type(loaded.config).__name__}, no segmenter")
@@ -240,7 +245,9 @@ def _encoder(config: TrainConfig, port: str, source: str) -> dict[str, Any]:
     return _tower(config, port, source, wanted)
 
 
-def _tower(config: TrainConfig, port: str, source: str, wanted: EncoderConfig) -> dict[str, Any]:
+def _tower(
+    config: TrainConfig, port: str, source: str, wanted: EncoderConfig, field: str = "encoders"
+) -> dict[str, Any]:
     loaded = huggingface.load(source, config.param_dtype, _on_host)
     found, params = loaded.config, loaded.params
     if isinstance(found, DualEncoderConfig):
@@ -248,10 +255,11 @@ def _tower(config: TrainConfig, port: str, source: str, wanted: EncoderConfig) -
     elif isinstance(found, MultimodalLMConfig) and port in found.encoders:
         found, params = found.encoders[port], params["encoders"][port]
     if type(found) is not type(wanted):
-        raise ConfigError(f"init.encoders.{port}: {source} holds a {type(found).__name__}, no {wanted.kind}")
+        named = "encoders" if field == "encoders" else "generators"
+        raise ConfigError(f"init.{named}.{port}: {source} holds a {type(found).__name__}, no {wanted.kind}")
     # Which features are taken is this config's choice; so is leaving out the map into the shared space.
-    free = ("feature_layers", "feature_strategy", "extra_layers", "feature_stages", "projection_dim")
-    _check_same(wanted, found, f"model.encoders.{port}", source, free)
+    free = ("feature_layers", "feature_strategy", "feature_norm", "extra_layers", "feature_stages", "projection_dim")
+    _check_same(wanted, found, f"model.{field}.{port}", source, free)
     if getattr(wanted, "projection_dim", None) is None:
         params = {name: leaf for name, leaf in params.items() if name != "projection"}
     return params

@@ -47,7 +47,7 @@ def _read(hf: Mapping[str, Any], tower: ViTConfig, width: int) -> dict[str, Any]
     _two_maps("vq_config", codes, "num_hidden_layers", width)
     if codes.get("image_token_embed_dim", 2048) != width:
         raise ConfigError(f"config.json: vq_config.image_token_embed_dim must be the LLM's width {width}")
-    side = tower.grid_size
+    side, activation = tower.grid_size, activation_from_hf(vision, "hidden_act", "gelu")
     if vision.get("num_image_tokens", 576) != side * side:
         raise ConfigError(
             f"config.json: vision_config.num_image_tokens {vision.get('num_image_tokens', 576)}; an image is of "
@@ -55,9 +55,7 @@ def _read(hf: Mapping[str, Any], tower: ViTConfig, width: int) -> dict[str, Any]
         )
     return {
         "encoders": {PORT: tower},
-        "projectors": {
-            PORT: MLPProjectorConfig(tower.feature_width, width, width, activation_from_hf(vision, "hidden_act", "gelu"))
-        },
+        "projectors": {PORT: MLPProjectorConfig(tower.feature_width, width, width, activation)},
         "media_tokens": {PORT: hf.get("image_token_id", PLACEHOLDER)},
         "codes": ImageCodesConfig(
             # An image of the VQ autoencoder has as many codes as the tower's has patches, whatever it says itself.
