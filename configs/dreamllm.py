@@ -27,7 +27,7 @@ are those of the paper as far as it gives them.
 Trained weights: RunpeiDong/DreamLLM (7B).
 """
 
-from configs.generators import CLIP_H_TEXT, STABLE_DIFFUSION_2_1_BASE, small, small_text, targets
+from configs.generators import CLIP_H_TEXT, STABLE_DIFFUSION_2_1_BASE, small, targets
 from configs.parts import CLIP_L_224, LLAMA_7B, linear, tiny_llm, tiny_tower
 from configs.stages import LLM, PROJECTORS, stage
 from configs.system import choose, five, square, system
@@ -86,5 +86,4 @@ def get_config(arg: str = "7b") -> dict:
             }
         },
         signals=signals,
-        generator_encoders={"image_out": small_text(CLIP_H_TEXT, tiny)},
     )  # fmt: skip

@@ -419,11 +419,11 @@ def _systems(args) -> None:
         print(f"{name}  {system['title']}: {' + '.join(system['inputs'])} -> {' + '.join(system['outputs'])}")
         sizes = " ".join(f"{name}:{size}" for size in system["sizes"])
         for key, value in [*system["parts"].items(), ("sizes", sizes), *((k, system[k]) for k in ("run", "verified"))]:
-            print(f"    {key:<32}{value}")
+            print(f"    {key:<40}{value}")
         for size, counts in system.get("counted", {}).items():
             print(f"  {name}:{size}")
             for key, value in counts_in_words(counts):
-                print(f"    {key:<32}{value}")
+                print(f"    {key:<40}{value}")
 
 
 def counts_in_words(counts: dict) -> list[tuple[str, str]]:

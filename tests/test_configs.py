@@ -117,6 +117,9 @@ TOKENS = {
     "llama_adapter_v2": {"image": 10},
     "cogagent": {"image": 256, "detail": 6400},
     "lavin": {"image": 6},
+    "fromage": {"image": 1},
+    "gill": {"image": 4},
+    "minigpt_5": {"image": 32},
     "uni_moe": {"image": 576, "video": 256, "audio": 32, "speech": 32},
 }
 # In `make test`; the others are slow, and have other parts but no other path through the code.
@@ -176,6 +179,14 @@ def test_parts_that_papers_count():
     assert size_of(shapes["encoders"]) == pytest.approx(1.9e9, rel=0.03)
     assert size_of(shapes["backbone"]) == pytest.approx(7.7e9, rel=0.01)
     assert size_of(MultimodalLM(parsed("mobilevlm:1.7b").model).param_shapes()["projectors"]) < 20e6
+    # What FROMAGe and GILL train, new rows aside: 5.5M and 50M.
+    for name, said in (("fromage:6.7b", 5.5e6), ("gill:6.7b", 50e6)):
+        shapes = MultimodalLM(parsed(name).model).param_shapes()
+        parts = ["projectors/image", "generators/image_out", "output_projectors/image_out"]
+        if name.startswith("gill"):
+            parts = [parts[0], "generators/retrieve", "output_projectors/retrieve", parts[2]]
+        trained = sum(size_of(shapes[part][port]) for part, port in (part.split("/") for part in parts))
+        assert trained == pytest.approx(said, rel=0.01)
     connectors = {name: parsed(f"mm1:{name}").model for name in configs.SYSTEMS["mm1"]["sizes"] if name != "tiny"}
     counts = {name: model.num_tokens("image") for name, model in connectors.items()}
     assert len(counts) == 6 and all(name.endswith(f"_{count}") for name, count in counts.items())
@@ -195,9 +206,9 @@ def source_of(port, processor, model):
     return frames if isinstance(recipe, Whole) else frames[0]
 
 
-def made(port, processor):
-    """What a model is to make at a port."""
-    rng, recipe = np.random.default_rng(1), processor.images[port]
+def made(port, processor, number):
+    """What a model is to make at a port, each time something else."""
+    rng, recipe = np.random.default_rng(1 + number), processor.images[port]
     if isinstance(recipe, MaskTargets):
         return MediaPart(port, Region(box=(0.1, 0.2, 0.7, 0.6)))
     if isinstance(recipe, SoundTargets):
@@ -225,8 +236,9 @@ def conversations(processor, model):
     last = shown[-1]
     # Ports that share another's signal read the parts of that one.
     own = {port for port in model.generators if getattr(processor.images.get(port), "of", port) == port}
-    drawn = [made(port, processor) for port in model.generators if port in processor.images and port in own]
-    for ports in (shown, [model.regions[last], last] if last in model.regions else [last]):
+    own = [port for port in model.generators if port in processor.images and port in own]
+    for number, ports in enumerate((shown, [model.regions[last], last] if last in model.regions else [last])):
+        drawn = [made(port, processor, number) for port in own]
         media = tuple(MediaPart(port, source_of(port, processor, model)) for port in ports)
         answer = (TextPart("A red cat"), *drawn, TextPart("."))
         turns = (Message("user", (*media, TextPart("What?"))), Message("assistant", answer))

@@ -47,7 +47,7 @@ class DecoderConfig:
         norm_offset: added to the scale of RMSNorms.
         norm_bias: whether layer norms have a bias.
         gated: whether the MLP has a gate beside `up`.
-        qk_norm, post_norms, parallel, shared_norm, qkv_clip, sub_norm: see `BlockConfig`.
+        qk_norm, head_norms, post_norms, parallel, shared_norm, qkv_clip, sub_norm: see `BlockConfig`.
         position: how tokens know their place: "rotary", "learned" (a table of `max_positions` rows, added to
             the embeddings), "sinusoidal" (a table that is computed), or "alibi" (attention's logits fall with
             distance).
@@ -119,6 +119,7 @@ class DecoderConfig:
     moe: MixtureConfig | None = None
     new_tokens: int = 0
     fusion: FusionConfig | None = None
+    head_norms: bool = False
 
     kind: ClassVar[str] = "decoder"
 
@@ -202,6 +203,7 @@ class DecoderConfig:
             norm_offset=self.norm_offset,
             norm_bias=self.norm_bias,
             qk_norm=self.qk_norm,
+            head_norms=self.head_norms,
             post_norms=self.post_norms,
             parallel=self.parallel,
             shared_norm=self.shared_norm,

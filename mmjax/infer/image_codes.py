@@ -18,6 +18,7 @@ from mmjax.infer.signals import power_of_two
 from mmjax.model import MultimodalLM
 
 MODES = ("text", "interleaved", "image")
+_first_place = jax.jit(first_place)
 # Of classifier-free guidance, where codes have an output layer of their own: as Janus was published.
 GUIDANCE = 5.0
 
@@ -302,7 +303,7 @@ def _found(model: MultimodalLM, text: TextStream, rules: ImageRules, out: Genera
     """The images of each row; one that the prompt began is whole with what stood there."""
     rows = len(out.tokens)
     single = dataclasses.replace(rules, grid=rules.grid[:rows])
-    places = np.asarray(first_place(single, text)).tolist()
+    places = np.asarray(_first_place(single, text)).tolist()
     grids = np.broadcast_to(single.grid, (rows, 2))
     found = []
     for row, place in enumerate(places):

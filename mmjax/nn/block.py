@@ -17,6 +17,9 @@ from mmjax.nn.mlp import MLP, check_activation
 from mmjax.nn.moe import Mixture, MixtureConfig
 from mmjax.nn.norms import NORMS, NormConfig
 
+# Of norms that every head has for itself, whatever the others' is: no config.json says it.
+HEAD_NORM_EPS = 1e-5
+
 
 @dataclasses.dataclass(frozen=True)
 class BlockConfig:
@@ -29,6 +32,7 @@ class BlockConfig:
         qkv_bias, out_bias, mlp_bias: biases on q, k, v; on o; on the MLP's maps.
         lora: low-rank adapters.
         qk_norm, joint_qk_norm: whether every head of q and of k is normalised; or all heads together.
+        head_norms: with qk_norm, whether it is a layer norm whose scale and bias each head has for itself (Chameleon).
         post_norms: whether what each half gives is normalised before it is added (Gemma 2).
         parallel: whether both halves read the block's input (GPT-J), not the MLP what attention added to it.
         shared_norm: whether parallel halves read it through one norm.
@@ -62,6 +66,7 @@ class BlockConfig:
     attention_cap: float | None = None
     sub_norm: bool = False
     joint_qk_norm: bool = False
+    head_norms: bool = False
     moe: MixtureConfig | None = None
 
     def __post_init__(self):
@@ -71,6 +76,8 @@ class BlockConfig:
             raise ValueError(
                 f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
             )
+        if self.head_norms and (self.joint_qk_norm or not self.qk_norm):
+            raise ConfigError("head_norms needs qk_norm, and not joint_qk_norm")
         if self.shared_norm and not self.parallel:
             raise ConfigError("shared_norm needs parallel: otherwise each half has an input of its own")
         if self.post_norms and self.parallel:
@@ -90,6 +97,13 @@ class BlockConfig:
         """The config of every norm in the block."""
         return NormConfig(self.norm, self.norm_eps, self.norm_offset, self.norm_bias)
 
+    @property
+    def qk_norms(self) -> NormConfig | None:
+        """The config of the norms of q and k, if there are any."""
+        if not self.qk_norm:
+            return None
+        return NormConfig("layer", HEAD_NORM_EPS, per_head=True) if self.head_norms else self.norms
+
 
 def attention(c: BlockConfig, dtype: jnp.dtype, name: str | None = None) -> Attention:
     """The attention of a block."""
@@ -102,7 +116,7 @@ def attention(c: BlockConfig, dtype: jnp.dtype, name: str | None = None) -> Atte
         c.out_bias,
         c.lora,
         dtype,
-        c.norms if c.qk_norm else None,
+        c.qk_norms,
         c.qkv_clip,
         c.rotary_interleaved,
         c.attention_scale,

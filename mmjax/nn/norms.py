@@ -33,22 +33,24 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """(x - mean) / std * scale + bias over the last axis (Ba et al., 2016); scale [D], and bias [D] if it is used."""
+    """(x - mean) / std * scale + bias over the last axis (Ba et al., 2016); scale [D], and bias [D] if it is used.
+
+    With `per_head`, of x [..., H, D], every head has its own: scale and bias are [H, D] (Chameleon Team, 2024).
+    """
 
     eps: float = 1e-5
     dtype: jnp.dtype = jnp.float32
     use_bias: bool = True
+    per_head: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [..., D] -> [..., D] in `dtype`."""
-        scale = self.param(
-            "scale", nn.with_logical_partitioning(nn.initializers.ones, ("feature",)), x.shape[-1:]
-        )
+        shape, axes = (x.shape[-2:], ("feature",) * 2) if self.per_head else (x.shape[-1:], ("feature",))
+        scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, axes), shape)
         bias = jnp.zeros(())
         if self.use_bias:
-            init = nn.with_logical_partitioning(nn.initializers.zeros, ("feature",))
-            bias = self.param("bias", init, x.shape[-1:])
+            bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, axes), shape)
         x = x.astype(jnp.float32)
         x = x - jnp.mean(x, -1, keepdims=True)
         x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + self.eps)
@@ -67,12 +69,14 @@ class NormConfig:
         eps: added to the mean square or variance.
         offset: added to the scale of an "rms" norm.
         bias: whether a "layer" norm has a bias.
+        per_head: whether every head has a "layer" norm's scale and bias for itself.
     """
 
     kind: str
     eps: float
     offset: float = 0.0
     bias: bool = True
+    per_head: bool = False
 
     def __post_init__(self):
         check_choice("norm", self.kind, tuple(NORMS))
@@ -81,4 +85,4 @@ class NormConfig:
         """The norm as a module, to be called with x [..., D]."""
         if self.kind == "rms":
             return RMSNorm(self.eps, dtype, self.offset, name=name)
-        return LayerNorm(self.eps, dtype, self.bias, name=name)
+        return LayerNorm(self.eps, dtype, self.bias, self.per_head, name=name)

@@ -40,11 +40,13 @@ from mmjax.generators.vq_autoencoder import VQAutoencoderConfig
 from mmjax.interop.huggingface import (
     ast,
     blip2,
+    chameleon,
     chameleon_vqgan,
     clap,
     clap_text,
     clip,
     convnext,
+    emu3,
     emu3_vqgan,
     fuyu,
     gemma3_vision,
@@ -82,6 +84,7 @@ from mmjax.interop.huggingface import (
     whisper,
 )
 from mmjax.interop.huggingface.blip2 import QFormerFamily
+from mmjax.interop.huggingface.code_words import CodeWordsFamily
 from mmjax.interop.huggingface.decoders import TEXT
 from mmjax.interop.huggingface.encoder_decoders import ENCODER_DECODERS, encoder_decoder_family
 from mmjax.interop.huggingface.fuyu import FuyuFamily
@@ -103,8 +106,11 @@ SYSTEM_MODULES = (
     llava, llava_next, llava_onevision, llava_next_video, video_llava, vipllava, qwen2_vl, qwen2_5_vl, qwen3_vl, blip2,
     instructblip, instructblipvideo, idefics2, idefics3, smolvlm, internvl, mistral3,
     paligemma, gemma3_vision, fuyu, kosmos2, idefics, janus,
+    chameleon, emu3,
 )  # fmt: skip
-SystemFamily = VisionTextFamily | QwenVLFamily | QFormerFamily | FuyuFamily | IdeficsFamily | Kosmos2Family
+SystemFamily = (
+    VisionTextFamily | QwenVLFamily | QFormerFamily | FuyuFamily | IdeficsFamily | Kosmos2Family | CodeWordsFamily
+)
 SYSTEMS: dict[str, SystemFamily] = {module.FAMILY.kind: module.FAMILY for module in SYSTEM_MODULES}
 FAMILIES: dict[str, ModuleType | TextFamily | SystemFamily] = {
     **TEXT,
@@ -202,7 +208,7 @@ def family_of(config: Config, hf_config: Mapping[str, Any] | None = None) -> Any
         ConfigError: no family can; the message names the options.
     """
     if isinstance(config, MultimodalLMConfig):
-        find, families = (system_family, SYSTEMS) if config.encoders else (_text_family, TEXT)
+        find, families = (system_family, SYSTEMS) if config.encoders or config.codes else (_text_family, TEXT)
         return find(config, families, (hf_config or {}).get("model_type"))
     if isinstance(config, DualEncoderConfig):
         return siglip if config.logit_bias else clip

@@ -146,6 +146,8 @@ class TextFamily:
         else:
             inner = FLAT if leaf == "bias" else IDENTITY
         module = path.removeprefix("blocks/").rsplit("/", 1)[0]
+        if module.endswith("_norm"):
+            inner = IDENTITY  # also where every head has its own
         pieces = [name for name in self.names if self.names[name] == self.names.get(module)]
         if len(pieces) < 2:
             return inner
