@@ -85,7 +85,7 @@ def get_config(arg: str = "6.7b") -> dict:
         },
         images={
             "image": square(tower["image_size"]),
-            "image_out": targets("ImageTargets", (8, 8) if tiny else (512, 512)),
+            "image_out": targets("ImageTargets", (8, 8) if tiny else (512, 512), captions=None),
             "retrieve": finds(tower),
             "decision": {"target_processor_type": "DecisionTargets", "of": "image_out"},
         },

@@ -81,7 +81,7 @@ def get_config(arg: str = "7b") -> dict:
         },
         images={
             "image": squeezed(tower["image_size"]),
-            "image_out": targets("ImageTargets", (8, 8) if tiny else (512, 512)),
+            "image_out": targets("ImageTargets", (8, 8) if tiny else (512, 512), captions=None),
         },
         template=turns("###Human:", "###Assistant:", item=drawn(signals), in_order=True),
         lengths=(128, 256, 512),

@@ -123,7 +123,12 @@ class CodeWordsFamily:
                 f"transformers' {self.architecture} ends images with {len(self.tail)} tokens and their rows with "
                 f"{int(bool(self.row_end))}; this model has tail {list(codes.tail)}, row_end {codes.row_end}"
             )
-        text = self._text(config).decoder_to_hf(config.backbone, (out.get("text_config") if self.nested else out) or {})
+        given = (out.get("text_config") if self.nested else out) or {}
+        text = self._text(config).decoder_to_hf(config.backbone, given)
+        # Their config classes have numbers for all of these, and the embedding wants the padding's inside.
+        text = {key: value for key, value in text.items() if value is not None or key in given}
+        if "pad_token_id" in self.text.defaults:
+            text.setdefault("pad_token_id", min(self.text.defaults["pad_token_id"], config.backbone.vocab_size - 1))
         for word, token in zip(self.tail, codes.tail, strict=False):
             if word:
                 words[word] = token

@@ -22,6 +22,7 @@ TEXT = dataclasses.replace(
         "rms_norm_eps": 1e-5,
         "rope_theta": 1e6,
         "eos_token_id": 151850,
+        "pad_token_id": 151643,
     },
 )
 
