@@ -19,6 +19,13 @@ CLIP_L_TEXT: Part = {
 CLIP_H_TEXT: Part = {
     **CLIP_L_TEXT, "width": 1024, "num_layers": 23, "num_heads": 16, "mlp_width": 4096, "activation": "gelu",
 }  # fmt: skip
+# Wu et al., 2023: CLAP's, a RoBERTa of base size, whose projection AudioLDM reads.
+CLAP_TEXT: Part = {
+    "kind": "bidirectional_text", "vocab_size": 50265, "width": 768, "num_layers": 12, "num_heads": 12, "head_dim": 64,
+    "mlp_width": 3072, "activation": "gelu", "gated": False, "norm": "layer", "norm_eps": 1e-12, "post_norm": True,
+    "use_bias": True, "attention_scale": None, "position": "learned", "pad_id": 1, "pooled": True,
+    "projection_dim": 512,
+}  # fmt: skip
 
 # Schedules
 
@@ -105,10 +112,10 @@ def small_text(encoder: Part, tiny: bool = True) -> Part:
     """The text encoder of a small generator, where `tiny`; it reads bytes."""
     if not tiny:
         return encoder
-    return {
-        **encoder, "vocab_size": 272, "width": SMALL_WIDTH, "num_layers": 2, "num_heads": 2, "mlp_width": 24,
-        "max_positions": 12,
-    }  # fmt: skip
+    sizes = {"vocab_size": 272, "width": SMALL_WIDTH, "num_layers": 2, "num_heads": 2, "mlp_width": 24}
+    if encoder["kind"] == "bidirectional_text":
+        return {**encoder, **sizes, "head_dim": SMALL_WIDTH // 2, "projection_dim": SMALL_WIDTH, "table_rows": 16}
+    return {**encoder, **sizes, "max_positions": 12}
 
 
 def queries(llm: Part, generator: Part, num_queries: int, tiny: bool, **options: Any) -> Part:

@@ -32,6 +32,7 @@ Trained weights: ChocoWu/nextgpt_7b_tiva_v0 (deltas).
 
 from configs.generators import (
     AUDIOLDM_L,
+    CLAP_TEXT,
     CLIP_H_TEXT,
     CLIP_L_TEXT,
     STABLE_DIFFUSION_1_5,
@@ -77,7 +78,8 @@ def get_config(arg: str = "7b") -> dict:
         port: small(generator, tiny)
         for port, generator in zip(SIGNALS, (STABLE_DIFFUSION_1_5, ZEROSCOPE, AUDIOLDM_L), strict=True)
     }
-    texts = {"image_out": small_text(CLIP_L_TEXT, tiny), "video_out": small_text(CLIP_H_TEXT, tiny)}
+    texts = zip(SIGNALS, (CLIP_L_TEXT, CLIP_H_TEXT, CLAP_TEXT), strict=True)
+    texts = {port: small_text(text, tiny) for port, text in texts}
     # AudioLDM reads one vector of a text.
     reads = {"image_out": {"num_queries": 77}, "video_out": {"num_queries": 77}}
     reads["audio_out"] = {"num_queries": 1, "pooled": "mean"}

@@ -14,7 +14,7 @@ from mmjax.data.bidirectional import KINDS
 from mmjax.data.inside import SEES
 from mmjax.data.items import Layout
 from mmjax.encoders import EncoderConfig
-from mmjax.encoders.text import TextEncoderConfig
+from mmjax.encoders.dual import TextConfig
 from mmjax.generators import GeneratorConfig
 from mmjax.generators.image_codes import ImageCodesConfig
 from mmjax.output_projectors import OutputProjectorConfig
@@ -76,7 +76,7 @@ class MultimodalLMConfig:
     generators: dict[str, GeneratorConfig] = dataclasses.field(default_factory=dict)
     output_projectors: dict[str, OutputProjectorConfig] = dataclasses.field(default_factory=dict)
     signal_tokens: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
-    generator_encoders: dict[str, EncoderConfig | TextEncoderConfig] = dataclasses.field(default_factory=dict)
+    generator_encoders: dict[str, EncoderConfig | TextConfig] = dataclasses.field(default_factory=dict)
     signal_states: str = "at"
     codes: ImageCodesConfig | None = None
 

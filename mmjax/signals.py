@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from mmjax.config import ConfigError, check_choice
 from mmjax.data.contracts import Condition, Media, TextStream
 from mmjax.encoders import ENCODERS
-from mmjax.encoders.text import TextEncoder, TextEncoderConfig
+from mmjax.encoders.bidirectional_text import BidirectionalTextConfig
+from mmjax.encoders.dual import TEXT_TOWERS
 from mmjax.generators import GENERATORS
 from mmjax.generators.diffusion import draw
 from mmjax.generators.mask_decoder import Masks
@@ -24,8 +25,6 @@ from mmjax.generators.schedules.steps import Steps
 from mmjax.output_projectors import OUTPUT_PROJECTORS
 
 STATES = ("at", "before")
-# What reads the texts that a generator was trained with.
-TEXT_ENCODERS = {TextEncoderConfig: TextEncoder}
 
 
 def check_generators(config: Any) -> None:
@@ -63,7 +62,7 @@ def check_negative(port: str, generator: Any, encoder: Any) -> None:
     negative = getattr(generator, "negative_tokens", ())
     if negative and not all(0 <= number < encoder.vocab_size for number in negative):
         raise ConfigError(f"generators.{port}.negative_tokens: ids must be below {encoder.vocab_size}, got {negative}")
-    if negative and len(negative) > encoder.max_positions:
+    if negative and encoder.max_positions and len(negative) > encoder.max_positions:
         raise ConfigError(
             f"generators.{port}.negative_tokens: {len(negative)} tokens, its encoder reads {encoder.max_positions}"
         )
@@ -82,7 +81,7 @@ def generator_of(model: Any, port: str) -> Any:
 
 def _encoder(model: Any, port: str) -> Any:
     config = model.config.generator_encoders[port]
-    return {**ENCODERS, **TEXT_ENCODERS}[type(config)](config, jnp.dtype(model.dtype), model.remat)
+    return {**ENCODERS, **TEXT_TOWERS}[type(config)](config, jnp.dtype(model.dtype), model.remat)
 
 
 def create_generators(model: Any, rng: jax.Array) -> dict[str, dict[str, Any]]:
@@ -99,7 +98,7 @@ def create_generators(model: Any, rng: jax.Array) -> dict[str, dict[str, Any]]:
             made.setdefault("generators", {})[port] = own
         if port in config.generator_encoders:
             encoder = config.generator_encoders[port]
-            if type(encoder) in TEXT_ENCODERS:
+            if type(encoder) in TEXT_TOWERS:
                 encoder = _encoder(model, port).init(next(keys), jnp.zeros((1, 1), jnp.int32))
             else:
                 items = jnp.zeros((1, *encoder.item_shape))
@@ -176,17 +175,41 @@ def no_condition(model: Any, params: Mapping[str, Any], port: str) -> Condition:
 def text_condition(model: Any, params: Mapping[str, Any], port: str, tokens: jax.Array) -> Condition:
     """What the generator was conditioned on before it met the LLM: texts int [B, T] through its own encoder.
 
-    Its pooled vector is that behind the encoder's projection, where it has one.
+    Its pooled vector is that behind the encoder's projection, where it has one; of length 1 where it is all that the
+    denoiser reads (AudioLDM).
     """
-    variables = {"params": params["generator_encoders"][port]}
-    out = _encoder(model, port).apply(variables, jnp.asarray(tokens))
-    return Condition(out["last_hidden_state"], pooled=out.get("embeds", out["pooled"]))
+    variables, encoder = {"params": params["generator_encoders"][port]}, model.config.generator_encoders[port]
+    tokens = jnp.asarray(tokens)
+    mask = tokens != encoder.pad_id if isinstance(encoder, BidirectionalTextConfig) else None
+    out = _encoder(model, port).apply(variables, tokens, mask)
+    pooled = out.get("embeds", out.get("pooled"))
+    if pooled is not None and model.config.generators[port].denoiser.context_width is None:
+        pooled = pooled / jnp.maximum(jnp.linalg.norm(pooled, axis=-1, keepdims=True), 1e-12)
+    return Condition(out["last_hidden_state"], mask, pooled)
 
 
 def alike(one: Condition, other: Condition) -> tuple[Condition, Condition]:
-    """Both with what both have, so that a program may put them together."""
+    """Both with what both have, sequences as long as the longer one, so that a program may put them together."""
+    both = (one, other)
+    pooled = all(part.pooled is not None for part in both)
+    if any(part.sequence is None for part in both):
+        return tuple(Condition(None, pooled=part.pooled if pooled else None) for part in both)
+    lengths = [part.sequence.shape[1] for part in both]
+    masked = len(set(lengths)) > 1 or any(part.mask is not None for part in both)
 
     def kept(part: Condition) -> Condition:
+        sequence, rows, length = part.sequence, part.sequence.shape[0], part.sequence.shape[1]
+        more = ((0, 0), (0, max(lengths) - length))
+        mask = None
+        if masked:
+            mask = jnp.ones((rows, length), bool) if part.mask is None else part.mask
+            mask = jnp.pad(mask, more)
+        return Condition(jnp.pad(sequence, (*more, (0, 0))), mask, part.pooled if pooled else None)
+
+    return kept(one), kept(other)
+
+
+def kept(part: Condition) -> Condition:
         fields = {
             name: getattr(part, name)
             for name in ("sequence", "pooled")

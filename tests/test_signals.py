@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from mmjax.backbones.decoder import DecoderConfig
 from mmjax.config import ConfigError, from_dict, to_dict
 from mmjax.configuration import load_config, to_plain
-from mmjax.data.contracts import Batch, Media, TextStream
+from mmjax.data.contracts import Batch, Condition, Media, TextStream
 from mmjax.encoders.sam import SamEncoder, SamEncoderConfig
 from mmjax.encoders.vit import ViTConfig
 from mmjax.generators.mask_decoder import MaskDecoder, MaskDecoderConfig
@@ -26,7 +26,7 @@ from mmjax.paths import flatten, unflatten
 from mmjax.projectors.linear import LinearProjectorConfig
 from mmjax.recipes.assemble import TrainConfig
 from mmjax.recipes.train import stage_of
-from mmjax.signals import draw_masks, find_signals, generator_features, signal_states
+from mmjax.signals import alike, draw_masks, find_signals, generator_features, signal_states
 from mmjax.train.losses import next_token_loss
 from mmjax.train.signal_loss import SignalLoss, loss_of
 from mmjax.train.stage import adapt, split
@@ -281,3 +281,16 @@ def test_configs_and_losses_by_name(model):
     assert loss_of(plain, {}) is next_token_loss
     with pytest.raises(ConfigError, match="loss_weights"):
         loss_of(plain, {"dice": 1.0})
+
+
+def test_conditions_are_made_alike():
+    short = Condition(jnp.ones((1, 2, 4)), jnp.array([[True, False]]), jnp.ones((1, 4)))
+    longer = Condition(2 * jnp.ones((3, 5, 4)))
+    first, second = alike(short, longer)
+    assert first.sequence.shape == (1, 5, 4) and second.sequence.shape == (3, 5, 4)
+    np.testing.assert_array_equal(first.mask, [[True, False, False, False, False]])
+    assert np.asarray(second.mask).all() and first.pooled is None
+    same, other = alike(Condition(jnp.ones((1, 5, 4))), longer)
+    assert same.mask is None and other.mask is None
+    vectors = alike(Condition(None, pooled=jnp.ones((1, 4))), Condition(jnp.ones((1, 5, 4)), pooled=jnp.ones((1, 4))))
+    assert all(part.sequence is None and part.pooled.shape == (1, 4) for part in vectors)

@@ -103,6 +103,8 @@ class DiffusionConfig:
         if encoder is None and self.negative_tokens:
             raise ConfigError("diffusion.negative_tokens needs the generator's text encoder in generator_encoders")
         width = getattr(encoder, "width", None)
+        if self.denoiser.context_width is None:
+            width = getattr(encoder, "projection_dim", None)
         if encoder is not None and width != self.condition_width:
             raise ConfigError(
                 f"the generator's encoder gives {width} channels, its denoiser reads {self.condition_width}"

@@ -1,8 +1,4 @@
-"""A step of LLM, output projector and denoiser: on a mesh what it is on one device, and for a pod's compiler."""
-
-import pathlib
-import subprocess
-import sys
+"""A step of LLM, output projector and denoiser: on a mesh what it is on one device."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +22,6 @@ from mmjax.train.signal_loss import SignalLoss
 from mmjax.train.stage import StageConfig, split
 from mmjax.train.step import batch_shards, check_rows, init_state, make_train_step, state_shardings
 
-ROOT = pathlib.Path(__file__).parents[2]
 SIGNAL = (62, 63)
 MODEL = MultimodalLM(
     MultimodalLMConfig(

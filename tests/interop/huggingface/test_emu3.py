@@ -31,6 +31,19 @@ def build(words=WORDS):
     return transformers.Emu3ForConditionalGeneration(config)
 
 
+@pytest.fixture(scope="module")
+def both(module_weights):
+    theirs = module_weights.randomised(build())
+    theirs.save_pretrained(module_weights.place / "theirs")
+    return theirs, module_weights.model(), module_weights.place
+
+
+def logits(model, inputs):
+    with torch.no_grad():
+        out = model(**{name: torch.tensor(value) for name, value in inputs.items()}).logits.numpy()
+    return out[inputs["attention_mask"] > 0]
+
+
 def inputs(padded_rows):
     """Images of 4 x 6 and 6 x 4 pixels, of 2 x 3 and 3 x 2 codes, with the ends of their rows."""
     ids, mask = padded_rows([[(PLACEHOLDER, 2 * 4)], [(PLACEHOLDER, 3 * 3), (PLACEHOLDER, 2 * 4)]])
@@ -39,10 +52,18 @@ def inputs(padded_rows):
     return {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels, "image_sizes": sizes}
 
 
-def test_what_it_reads(system, padded_rows):
-    given = inputs(padded_rows)
-    theirs = build()
-    model = system.check(theirs, given, new_tokens=0)
+def test_what_it_reads(both, padded_rows):
+    (theirs, model, place), given = both, inputs(padded_rows)
+    wanted = logits(theirs, given)
+    found = np.asarray(model(**given).logits)[given["attention_mask"] > 0]
+    assert np.abs(found - wanted).max() <= 1e-4 * max(1.0, float(np.sqrt(np.mean(np.square(wanted)))))
+    model.save_pretrained(place / "ours")
+    assert load(place / "ours").config == model.config
+    again, info = type(theirs).from_pretrained(place / "ours", output_loading_info=True)
+    # How often a norm was updated in training is no weight.
+    assert all(name.endswith(".num_batches_tracked") for name in info["missing_keys"])
+    assert not info["unexpected_keys"] and not info["mismatched_keys"], info
+    np.testing.assert_allclose(logits(again.eval(), given), wanted, rtol=0, atol=1e-6)
     assert model.config.codes.first == 40 and model.config.codes.tail == (FRAME_END, END, STOP)
     # The words that images become are those of transformers.
     tokens = np.asarray(model.batch(**given).text.tokens)
@@ -67,10 +88,8 @@ def allowed(height, width):
     return of_row
 
 
-def test_what_it_draws(weights):
-    theirs = weights.randomised(build())
-    theirs.save_pretrained(weights.place / "theirs")
-    model = weights.model()
+def test_what_it_draws(both):
+    theirs, model, _ = both
     ids = np.random.default_rng(2).integers(3, 39, (2, 5))
     ids[:, -1] = BEGIN
     mask = np.ones_like(ids)
