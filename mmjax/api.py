@@ -30,7 +30,15 @@ from mmjax.generators.part_model import PartModel
 from mmjax.infer.batch import answer_text
 from mmjax.infer.chat import TextStreamer
 from mmjax.infer.generate import GenerateOptions, Programs, check_request, generate, program_length, with_start
-from mmjax.infer.image_codes import CodePrograms, asked_options, generate_images, place_codes, text_only
+from mmjax.infer.image_codes import (
+    CodePrograms,
+    WriteOptions,
+    asked_options,
+    generate_images,
+    place_codes,
+    rules_of,
+    text_only,
+)
 from mmjax.infer.media import MediaPrograms, draw_options, generate_media
 from mmjax.interop import huggingface
 from mmjax.interop.gguf import decoder_from_gguf, load_gguf, read_gguf
@@ -313,6 +321,8 @@ class Model:
             if name in self.generation
         }
         defaults = {name: value for name, value in defaults.items() if value is not None}
+        if self.config.codes is not None:
+            defaults["images"] = rules_of(self.module, WriteOptions("text"))
         return GenerateOptions(**{**defaults, **options, "stop_ids": stop, "pad_id": int(pad)})
 
     @property

@@ -209,17 +209,6 @@ def alike(one: Condition, other: Condition) -> tuple[Condition, Condition]:
     return kept(one), kept(other)
 
 
-def kept(part: Condition) -> Condition:
-        fields = {
-            name: getattr(part, name)
-            for name in ("sequence", "pooled")
-            if getattr(one, name) is not None and getattr(other, name) is not None
-        }
-        return Condition(fields.get("sequence"), pooled=fields.get("pooled"))
-
-    return kept(one), kept(other)
-
-
 def generator_features(model: Any, params: Mapping[str, Any], port: str, images: jax.Array) -> jax.Array:
     """Images [B, H, W, 3] as the generator's own encoder takes them -> its features [B, N, C]."""
     variables = {"params": params["generator_encoders"][port]}

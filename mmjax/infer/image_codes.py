@@ -84,7 +84,7 @@ def asked_options(model: MultimodalLM, options: dict[str, Any], read: Callable[.
     return WriteOptions(mode, float(scale), grid, without)
 
 
-def rules_of(model: MultimodalLM, write: WriteOptions, rows: int) -> ImageRules | None:
+def rules_of(model: MultimodalLM, write: WriteOptions, rows: int = 1) -> ImageRules | None:
     """The rules of the compiled loop; None where nothing can go wrong: codes behind the vocabulary, and text alone."""
     codes, config = model.config.codes, model.config
     if write.mode == "text" and codes.own:

@@ -88,33 +88,41 @@ def allowed(height, width):
     return of_row
 
 
-def test_what_it_draws(both):
-    theirs, model, _ = both
-    ids = np.random.default_rng(2).integers(3, 39, (2, 5))
+def prompts(rng=2, length=5):
+    ids = np.random.default_rng(rng).integers(3, 39, (2, length))
     ids[:, -1] = BEGIN
     mask = np.ones_like(ids)
     ids[1, :2], mask[1, :2] = 0, 0
-    other = np.random.default_rng(3).integers(3, 39, (2, 4))
-    other[:, -1] = BEGIN
-    for scale, negative in ((1.0, None), (3.0, other)):
-        more = {} if negative is None else {"guidance_scale": scale, "negative_prompt_ids": torch.tensor(negative)}
-        with torch.no_grad():
-            wanted = theirs.generate(
-                input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask), do_sample=False, max_new_tokens=11,
-                prefix_allowed_tokens_fn=allowed(2, 3), **more,
-            )[:, 5:]  # fmt: skip
-            pixels = theirs.decode_image_tokens(image_tokens=wanted, height=2, width=3).numpy()
-        more = {} if negative is None else {"guidance_scale": scale, "negative_prompt_ids": negative}
-        out = model.generate(ids, mask, generation_mode="image", image_grid=(2, 3), **more)
-        np.testing.assert_array_equal(out.tokens, wanted.numpy())
-        assert len(np.unique(wanted.numpy())) > 6
-        for row, image in enumerate(pixels.reshape(2, -1, 3, 4, 6)[:, 0].transpose(0, 2, 3, 1)):
-            np.testing.assert_allclose(2 * out.images[row][0] - 1, np.clip(image, -1, 1), atol=1e-4)
-    # Without guidance, a prompt that ends where an image begins is one whether it is asked for or not.
+    return ids, mask
+
+
+@pytest.mark.parametrize("scale", [pytest.param(1.0, marks=pytest.mark.slow), 3.0])
+def test_what_it_draws(both, scale):
+    theirs, model, _ = both
+    ids, mask = prompts()
+    guidance = {} if scale == 1 else {"guidance_scale": scale, "negative_prompt_ids": prompts(3, 4)[0]}
+    with torch.no_grad():
+        more = {name: torch.tensor(value) if np.ndim(value) else value for name, value in guidance.items()}
+        wanted = theirs.generate(
+            input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask), do_sample=False, max_new_tokens=11,
+            prefix_allowed_tokens_fn=allowed(2, 3), **more,
+        )[:, 5:]  # fmt: skip
+        pixels = theirs.decode_image_tokens(image_tokens=wanted, height=2, width=3).numpy()
+    out = model.generate(ids, mask, generation_mode="image", image_grid=(2, 3), **guidance)
+    np.testing.assert_array_equal(out.tokens, wanted.numpy())
+    assert len(np.unique(wanted.numpy())) > 6
+    for row, image in enumerate(pixels.reshape(2, -1, 3, 4, 6)[:, 0].transpose(0, 2, 3, 1)):
+        np.testing.assert_allclose(2 * out.images[row][0] - 1, np.clip(image, -1, 1), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_an_image_is_as_large_as_is_asked_for(both):
+    _, model, _ = both
+    ids, mask = prompts()
+    # A prompt that ends where an image begins is one whether it is asked for or not.
     again = model.generate(ids, mask, max_new_tokens=11, image_grid=(2, 3))
     plain = model.generate(ids, mask, generation_mode="image", image_grid=(2, 3))
     np.testing.assert_array_equal(again.tokens, plain.tokens)
-    # Sizes of images may differ in a batch.
     out = model.generate(ids, mask, generation_mode="image", image_grid=[(1, 2), (2, 1)])
     assert [row[0].shape for row in out.images] == [(2, 4, 3), (4, 2, 3)]
 
