@@ -81,8 +81,7 @@ def get_config(arg: str = "7b") -> dict:
         generators={"image_out": generator},
         output_projectors={
             "image_out": {
-                "kind": "mlp_output", "in_width": llm["width"], "hidden": None,
-                "width": 16 if tiny else CLIP_H_TEXT["width"],
+                "kind": "linear_output", "in_width": llm["width"], "width": 16 if tiny else CLIP_H_TEXT["width"],
             }
         },
         signals=signals,

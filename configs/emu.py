@@ -67,9 +67,7 @@ def get_config(arg: str = "13b") -> dict:
         lengths=(128, 512, 1024, 2048),
         generators={"image_out": {"kind": "next_embedding", "of": "image", "width": llm["width"]}},
         output_projectors={
-            "image_out": {
-                "kind": "mlp_output", "in_width": llm["width"], "hidden": None, "width": llm["width"],
-            }
+            "image_out": {"kind": "linear_output", "in_width": llm["width"], "width": llm["width"]},
         },
         signals={"image_out": ("[IMG]",)},
     )  # fmt: skip

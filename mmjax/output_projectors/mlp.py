@@ -1,4 +1,4 @@
-"""One linear map, or two with an activation between, on every signal token (Lai et al., 2024, "LISA")."""
+"""Two linear maps with an activation between, on every signal token (Lai et al., 2024, "LISA")."""
 
 import dataclasses
 from typing import ClassVar
@@ -18,13 +18,13 @@ class MLPOutputConfig:
     """Widths and options.
 
     Attributes:
-        in_width, hidden, width: D of the LLM, between the maps (None: there is one), of the condition.
+        in_width, hidden, width: D of the LLM, between the maps, of the condition.
         activation: between the maps.
         pooled: the condition's pooled vector: "none", or the "mean" of its tokens.
     """
 
     in_width: int
-    hidden: int | None
+    hidden: int
     width: int
     activation: str = "relu"
     pooled: str = "none"
@@ -42,10 +42,7 @@ class MLPOutputConfig:
 
 
 class MLPOutput(nn.Module):
-    """States [B, K, D] -> Condition with sequence [B, K, width].
-
-    Parameters fc1 and fc2, each {kernel, bias}; fc2 alone where there is one map.
-    """
+    """States [B, K, D] -> Condition with sequence [B, K, width]. Parameters fc1 and fc2, each {kernel, bias}."""
 
     config: MLPOutputConfig
     dtype: jnp.dtype = jnp.float32
@@ -54,9 +51,7 @@ class MLPOutput(nn.Module):
     def __call__(self, states: jax.Array) -> Condition:
         """One signal a row."""
         c = self.config
-        x, axis = states.astype(self.dtype), "embed"
-        if c.hidden is not None:
-            fc1 = Linear((c.hidden,), ("embed", "mlp"), use_bias=True, dtype=self.dtype, name="fc1")
-            x, axis = ACTIVATIONS[c.activation](fc1(x)), "mlp"
-        x = Linear((c.width,), (axis, "feature"), use_bias=True, dtype=self.dtype, name="fc2")(x)
+        fc1 = Linear((c.hidden,), ("embed", "mlp"), use_bias=True, dtype=self.dtype, name="fc1")
+        fc2 = Linear((c.width,), ("mlp", "feature"), use_bias=True, dtype=self.dtype, name="fc2")
+        x = fc2(ACTIVATIONS[c.activation](fc1(states.astype(self.dtype))))
         return Condition(x, pooled=x.mean(axis=1) if c.pooled == "mean" else None)

@@ -1,4 +1,4 @@
-"""Linear output projectors beside torch's, with and without a map between."""
+"""The MLP beside torch's."""
 
 import jax
 import numpy as np
@@ -9,17 +9,15 @@ from mmjax.config import ConfigError
 from mmjax.output_projectors.mlp import MLPOutput, MLPOutputConfig
 
 
-@pytest.mark.parametrize("hidden", [None, 7])
 @pytest.mark.parametrize("pooled", ["none", "mean"])
-def test_equal_to_torch(hidden, pooled):
+def test_equal_to_torch(pooled):
     torch.manual_seed(0)
-    first, last = torch.nn.Linear(5, 7), torch.nn.Linear(hidden or 5, 3)
-    theirs = torch.nn.Sequential(*((first, torch.nn.ReLU()) if hidden else ()), last)
-    maps = {"fc1": first, "fc2": last} if hidden else {"fc2": last}
+    maps = {"fc1": torch.nn.Linear(5, 7), "fc2": torch.nn.Linear(7, 3)}
+    theirs = torch.nn.Sequential(maps["fc1"], torch.nn.ReLU(), maps["fc2"])
     params = {
         name: {"kernel": one.weight.detach().numpy().T, "bias": one.bias.detach().numpy()} for name, one in maps.items()
     }
-    module = MLPOutput(MLPOutputConfig(5, hidden, 3, pooled=pooled))
+    module = MLPOutput(MLPOutputConfig(5, 7, 3, pooled=pooled))
     states = np.random.default_rng(0).normal(size=(2, 4, 5)).astype(np.float32)
     made = module.init(jax.random.key(0), states)["params"]
     assert {name: set(leaves) for name, leaves in made.items()} == dict.fromkeys(params, {"kernel", "bias"})
@@ -32,6 +30,6 @@ def test_equal_to_torch(hidden, pooled):
 
 def test_bad_options_are_named():
     with pytest.raises(ConfigError, match="pooled"):
-        MLPOutputConfig(5, None, 3, pooled="max")
+        MLPOutputConfig(5, 7, 3, pooled="max")
     with pytest.raises(ConfigError, match="activation"):
         MLPOutputConfig(5, 7, 3, "rely")
