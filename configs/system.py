@@ -90,6 +90,8 @@ def system(
         model: further fields of `MultimodalLMConfig`.
     """
     tiny = arg.startswith("tiny")
+    # Of ports that share a signal, what a conversation shows is a part of the first.
+    firsts = {tokens[0]: port for port, tokens in reversed((signals or {}).items())}
     spelt = dict.fromkeys(token for tokens in (signals or {}).values() for token in tokens)
     if tiny or media_tokens is None:
         # The byte tokenizer ends with <s> and </s>.
@@ -129,7 +131,7 @@ def system(
             "tokenizer": "bytes" if tiny else None,
             "placeholders": {
                 **{port: f"<{port}>" for port in unmarked}, **{port: text for port, (text, _) in media_tokens.items()},
-                **{port: tokens[0] for port, tokens in (signals or {}).items()},
+                **{port: text for text, port in firsts.items()},
             },
             "signals": dict(signals or {}),
             "images": {port: dict(recipe) for port, recipe in images.items()},

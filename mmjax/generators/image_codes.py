@@ -110,7 +110,7 @@ class ImageCodes(nn.Module):
         self.embedding = self.param("embedding", normal, (c.maps.codes, c.maps.latent_channels))
         linear = lambda width, *axes: Linear((width,), axes, use_bias=True, dtype=self.dtype)
         self.in_fc1, self.in_fc2 = linear(c.width, "feature", "mlp"), linear(c.width, "mlp", "embed")
-        self.out_fc1, self.out_fc2 = linear(c.width, "embed", "mlp"), linear(c.maps.codes, "mlp", "vocab")
+        self.out_fc1, self.out_fc2 = linear(c.width, "embed", "feature"), linear(c.maps.codes, "embed", "vocab")
 
     def embed(self, codes: jax.Array) -> jax.Array:
         """Codes int [...] -> what the LLM reads of them, [..., D]."""
