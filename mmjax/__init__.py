@@ -15,9 +15,9 @@ __all__ = ["EncoderModel", "Model", "from_pretrained", "list_systems"]
 
 def __getattr__(name: str) -> Any:
     if name in ("EncoderModel", "Model", "from_pretrained"):
-        from mmjax import api
+        from mmjax import pretrained
 
-        return getattr(api, name)
+        return getattr(pretrained, name)
     raise AttributeError(f"module 'mmjax' has no attribute {name!r}")
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mmjax.api import Model, from_pretrained
+from mmjax.api import Model
 from mmjax.config import ConfigError, from_dict
 from mmjax.configuration import save_resolved, to_plain
 from mmjax.data.collate import collate
@@ -30,6 +30,7 @@ from mmjax.distributed.processes import is_main, sync
 from mmjax.infer.batch import answer_text, without_answer
 from mmjax.infer.generate import GenerateOptions, Programs, generate
 from mmjax.model import MultimodalLM
+from mmjax.pretrained import from_pretrained
 from mmjax.recipes.assemble import TrainConfig, assemble
 from mmjax.train.loop import run_stages
 from mmjax.train.panels import PanelSample

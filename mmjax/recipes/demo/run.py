@@ -13,10 +13,11 @@ import jax
 import numpy as np
 from PIL import Image
 
-from mmjax.api import Model, from_pretrained
+from mmjax.api import Model
 from mmjax.config import from_dict
 from mmjax.configuration import save_resolved, to_plain
 from mmjax.model import MultimodalLMConfig
+from mmjax.pretrained import from_pretrained
 from mmjax.recipes.demo import evaluate
 from mmjax.recipes.demo.answers import Answerer
 from mmjax.recipes.demo.assets import Assets, Picture, load_assets
