@@ -43,10 +43,9 @@ class Parts:
         )  # fmt: skip
         self.llm = transformers.LlamaForCausalLM(llama)
         self.unet = diffusers.UNet2DConditionModel(
-            sample_size=6, block_out_channels=(8, 12), layers_per_block=1, norm_num_groups=4,
+            sample_size=6, block_out_channels=(8,), layers_per_block=1, norm_num_groups=4,
             cross_attention_dim=CONTEXT, attention_head_dim=2,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",),
         )  # fmt: skip
         self.vae = diffusers.AutoencoderKL(
             block_out_channels=(8, 8), norm_num_groups=4, sample_size=12,

@@ -135,8 +135,11 @@ def size_of(params):
 
 
 SIZES = [f"{name}:{size}" for name in SYSTEMS for size in configs.SYSTEMS[name]["sizes"]]
-# Each takes seconds to trace, for it has several towers; what they are made of is in others too.
-MANY_TOWERS = ("chatbridge", "docpedia", "lisa", "osprey", "sphinx", "uni_moe", "x_instructblip", "x_llm")
+# Each takes seconds to trace, for it has several towers or a UNet; what they are made of is in others too.
+MANY_TOWERS = (
+    "chatbridge", "docpedia", "dreamllm", "gill", "lisa", "minigpt_5", "next_gpt", "osprey", "sphinx", "uni_moe",
+    "x_instructblip", "x_llm",
+)  # fmt: skip
 QUICK_SIZES = [f"{name}:{configs.SYSTEMS[name]['sizes'][0]}" for name in SYSTEMS if name not in MANY_TOWERS]
 
 

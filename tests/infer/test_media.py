@@ -23,7 +23,9 @@ from mmjax.output_projectors import QueriesOutputConfig
 from mmjax.signals import draw_media
 
 GENERATOR = DiffusionConfig(
-    UNetConfig(widths=(8, 8), blocks=1, layers=(1, 0), num_heads=(2, 2), context_width=12, groups=4, sample_size=4),
+    UNetConfig(
+        widths=(8,), blocks=1, layers=(1,), middle_layers=0, num_heads=(2,), context_width=12, groups=4, sample_size=4
+    ),
     AutoencoderConfig(widths=(8, 8), blocks=1, groups=4),
     ScheduleConfig("euler_ancestral"),
 )
@@ -123,6 +125,7 @@ def test_bad_options(bad):
         DrawOptions(**bad)
 
 
+@pytest.mark.slow
 def test_straight_lines_draw_too(params):
     straight = ScheduleConfig("flow_euler", NoiseConfig(prediction="flow"))
     options = GenerateOptions(max_new_tokens=1)
