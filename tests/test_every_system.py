@@ -59,6 +59,7 @@ from mmjax.nn.moe import MixtureConfig
 from mmjax.projectors import PROJECTORS
 from mmjax.projectors.abstractor import AbstractorConfig
 from mmjax.projectors.cif import CIFConfig
+from mmjax.projectors.class_tokens import ClassTokensConfig
 from mmjax.projectors.deep_merge import DeepMergeConfig
 from mmjax.projectors.downsample import MergeConfig, PoolConfig
 from mmjax.projectors.latent_attention import LatentAttentionConfig
@@ -130,6 +131,7 @@ PERCEIVER = dict(num_latents=3, num_layers=1, num_heads=2, num_kv_heads=2, head_
 # How a projector for `count` features of `channels` channels is made.
 PROJECTOR = {
     "linear": lambda channels, count: LinearProjectorConfig(channels, WIDTH),
+    "class_tokens": lambda channels, count: ClassTokensConfig(channels, WIDTH, 3, count),
     "mlp": lambda channels, count: MLPProjectorConfig(channels, 14, WIDTH),
     "pooled": lambda channels, count: PooledProjectorConfig(channels, WIDTH, num_local=count - 1, hidden=14),
     "qformer": lambda channels, count: QFormerConfig(channels, WIDTH, num_features=count, **QFORMER),
