@@ -39,7 +39,7 @@ help: ## list the targets
 demo: $(VENV)/.core-stamp ## teach a real language model to see on this machine (12 to 19 minutes on 2 cores)
 	$(PY) -m mmjax.recipes.demo --workdir $(DEMO_OUT) $(DEMO_ARGS)
 
-test: $(VENV)/.test-stamp ## the tests that protect every promise (about 25 minutes on 2 cores)
+test: $(VENV)/.test-stamp ## the tests that protect every promise (about 16 minutes on 2 cores)
 	JAX_PLATFORMS=cpu $(PY) -m pytest -n $(WORKERS) -q -m "not slow" $(TESTS)
 
 test-all: $(VENV)/.test-stamp ## the slow grids as well; one part of it: make test-all TESTS=tests/nn
