@@ -1,7 +1,7 @@
 """A generator as a model of its own: pure functions over plain nested dicts of params."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -22,10 +22,8 @@ class PartModel:
     param_dtype: str = "float32"
     remat: str = "none"
 
-    @property
-    def module(self) -> nn.Module:
-        """The flax module."""
-        raise NotImplementedError
+    # The flax module; a property of each kind.
+    module: ClassVar[Any]
 
     def _boxed(self, rng: jax.Array) -> Any:
         return self.module.init(rng, jnp.zeros((1, *self.config.feature_shape)), method="create")["params"]

@@ -2,8 +2,10 @@
 
 import importlib
 
+import av
 import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 
 from mmjax.infer.media_files import write_image, write_made, write_sound, write_video
@@ -17,7 +19,6 @@ def test_images_are_read_back(tmp_path):
 
 
 def test_sounds_are_read_back(tmp_path):
-    soundfile = pytest.importorskip("soundfile")
     wave = np.sin(np.arange(500) / 9).astype(np.float32)
     write_sound(tmp_path / "a.wav", wave, 8000)
     found, rate = soundfile.read(tmp_path / "a.wav")
@@ -26,7 +27,6 @@ def test_sounds_are_read_back(tmp_path):
 
 
 def test_videos_are_read_back(tmp_path):
-    av = pytest.importorskip("av")
     frames = np.zeros((6, 33, 48, 3), np.float32)
     frames[:3, :, :, 0] = frames[3:, :, :, 2] = 1
     write_video(tmp_path / "a.mp4", frames, 4)
