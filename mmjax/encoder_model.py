@@ -12,6 +12,7 @@ import numpy as np
 from mmjax.config import check_choice
 from mmjax.encoders import EncoderConfig
 from mmjax.encoders.dual import DualEncoder, DualEncoderConfig, TextConfig, Tower
+from mmjax.encoders.sound_text import SoundText, SoundTextConfig
 from mmjax.interop import huggingface
 from mmjax.interop.huggingface.input_items import integers, raw_values
 from mmjax.save import save
@@ -32,11 +33,12 @@ class EncoderOutput:
     audio_embeds: jax.Array | None = None
     last_hidden_state: jax.Array | None = None
     pooler_output: jax.Array | None = None
+    logits_per_audio: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EncoderModel:
-    """An image tower, a text tower, or both in one space (CLIP, SigLIP), with weights.
+    """A tower of images, sounds or texts, or two in one space (CLIP, SigLIP, CLAP), with weights.
 
     Attributes:
         config: of the tower or towers.
@@ -45,7 +47,7 @@ class EncoderModel:
         hf_config: config.json of the checkpoint.
     """
 
-    config: DualEncoderConfig | EncoderConfig | TextConfig
+    config: DualEncoderConfig | SoundTextConfig | EncoderConfig | TextConfig
     params: dict[str, Any]
     dtype: str = "float32"
     hf_config: Mapping[str, Any] | None = None
@@ -53,7 +55,7 @@ class EncoderModel:
     processor: None = None
 
     @functools.cached_property
-    def module(self) -> DualEncoder | Tower:
+    def module(self) -> DualEncoder | SoundText | Tower:
         """The pure functions."""
         return huggingface.model_of(self.config, dtype=self.dtype)
 
@@ -86,7 +88,7 @@ class EncoderModel:
             ValueError: an input that the model needs is missing, or one that it does not know.
         """
         wants_media = not isinstance(self.config, TextConfig)
-        wants_text = isinstance(self.config, DualEncoderConfig | TextConfig)
+        wants_text = isinstance(self.config, DualEncoderConfig | SoundTextConfig | TextConfig)
         given = {name: value for name, value in values.items() if value is not None}
         for name in given:
             check_choice("input", name, VALUES)
@@ -101,6 +103,11 @@ class EncoderModel:
         if isinstance(self.config, DualEncoderConfig):
             pixels = raw_values(name, array, self.config.image)
             return EncoderOutput(*self._forward(self.params, tokens, mask, pixels))
+        longer = None if is_longer is None else np.asarray(is_longer, bool).reshape(-1)
+        if isinstance(self.config, SoundTextConfig):
+            sounds = raw_values(name, array, self.config.audio)
+            given = () if longer is None or not self.config.audio.fusion else (longer,)
+            return EncoderOutput(**self._forward(self.params, tokens, mask, sounds, *given))
         if name == "pixel_values" and np.ndim(array) == 3:
             if pixel_attention_mask is None or spatial_shapes is None:
                 raise ValueError("patches as pixel_values need pixel_attention_mask and spatial_shapes")
@@ -109,8 +116,8 @@ class EncoderModel:
             array = np.asarray(array, np.float32)
         else:
             array, more = raw_values(name, array, self.config), () if mask is None else (mask,)
-            if is_longer is not None and getattr(self.config, "fusion", False):
-                more = (np.asarray(is_longer, bool).reshape(-1),)
+            if longer is not None and getattr(self.config, "fusion", False):
+                more = (longer,)
         return _output(self._forward(self.params, array, *more), EMBEDS.get(name, "audio_embeds"))
 
     def save_pretrained(self, directory: str | os.PathLike, format: str = "huggingface") -> None:

@@ -39,6 +39,7 @@ def attend(
     cap: float | None = None,
     alibi: tuple[np.ndarray, jax.Array] | None = None,
     bias: jax.Array | None = None,
+    dropout: tuple[float, jax.Array] | None = None,
 ) -> jax.Array:
     """softmax(q k / sqrt(C)) v with grouped heads; the softmax is in float32.
 
@@ -50,6 +51,8 @@ def attend(
         cap: logits are squeezed into (-cap, cap) by cap * tanh(logits / cap) (Gemma 2).
         alibi: slopes [H] and the distances [B, T, S] whose multiples are taken off the logits.
         bias: what is added to the logits, broadcastable to [B, H, T, S] (relative positions).
+        dropout: share of the softmax's weights that are dropped, the others made larger instead, and the key that
+            says which.
 
     Returns:
         [B, T, H, C] in q's dtype.
@@ -77,6 +80,9 @@ def attend(
         mask = jnp.repeat(jnp.broadcast_to(mask, (*mask.shape[:1], length, mask.shape[2])), heads // groups, axis=1)
         logits = jnp.where(mask[:, None], logits, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    if dropout is not None:
+        kept = jax.random.bernoulli(dropout[1], 1 - dropout[0], weights.shape)
+        weights = jnp.where(kept, weights / (1 - dropout[0]), 0)
     out = jax.lax.dot_general(weights, v, (((3,), (2,)), both)).reshape(batch, groups, length, -1, width)
     return out.swapaxes(1, 2).reshape(batch, length, heads, width)
 
@@ -97,6 +103,7 @@ class Attention(nn.Module):
         scale, cap: see `attend`.
         joint_qk_norm: whether qk_norm is over all heads together, over H * C.
         inner_norm: normalisation of what all heads give together, over H * C, before o (Wang et al., 2022, "Magneto").
+        dropout: share of the softmax's weights that `read` drops where the rng "dropout" is given.
     """
 
     width: int
@@ -114,6 +121,7 @@ class Attention(nn.Module):
     cap: float | None = None
     inner_norm: NormConfig | None = None
     joint_qk_norm: bool = False
+    dropout: float = 0.0
 
     def setup(self):
         def linear(name, features, axes, in_dims, bias):
@@ -193,6 +201,7 @@ class Attention(nn.Module):
         bias: jax.Array | None = None,
     ) -> tuple[jax.Array, LayerCache | None]:
         """What `project` gave -> (what the heads read [B, T, H, C], the updated cache); it has no parameters."""
+        dropout = (self.dropout, self.make_rng("dropout")) if self.dropout and self.has_rng("dropout") else None
         q = constrain(q, "batch", "length", "act_heads", None)
         k = constrain(k.swapaxes(1, 2), "batch", "act_kv_heads", None, None)
         v = constrain(v.swapaxes(1, 2), "batch", "act_kv_heads", None, None)
@@ -204,7 +213,7 @@ class Attention(nn.Module):
             )
             if mask is None or mask.shape[-1] != k.shape[2]:
                 k, v = (item.astype(self.dtype) for item in cache)
-        return attend(q, k, v, mask, self.scale, self.cap, alibi, bias), cache
+        return attend(q, k, v, mask, self.scale, self.cap, alibi, bias, dropout), cache
 
     def keys(self, source: jax.Array) -> LayerCache:
         """Keys and values of `source` [B, S, D] as `cross` takes them, made once for every step that reads them."""

@@ -155,10 +155,11 @@ class Block(nn.Module):
         """x [B, T, D] -> ([B, T, D], cache); the other arguments as in `Attention`.
 
         `inside` are functions of a fusion, by their place: "attention" is applied to what attention reads, "between" to
-        x between the halves, "mlp" to what the MLP reads, in the MLP's place.
+        x between the halves, "mlp" to what the MLP reads, in the MLP's place; that one gives its router's logits, or
+        None, besides.
 
-        With `router_logits` (of a block with experts), a pair stands in the cache's place: the cache, and the
-        router's logits float32 [B, T, E].
+        With `router_logits` (of the block's experts or a fusion's), a pair stands in the cache's place: the cache,
+        and the router's logits float32 [B, T, E].
         """
         c = self.config
         attn = attention(c, self.dtype, "attn")
@@ -174,7 +175,7 @@ class Block(nn.Module):
         inside = inside or {}
         as_it_is = lambda x: x  # noqa: E731
         if "mlp" in inside:
-            feed = lambda x: (inside["mlp"](x), None)  # noqa: E731
+            feed = inside["mlp"]
         before = inside.get("attention", as_it_is)(norm("attn_norm", x))
         h, cache = attn(before, mask, rotation, cache, cache_index, alibi=alibi, prompts=prompts)
         if c.post_norms:

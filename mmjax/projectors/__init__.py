@@ -14,6 +14,7 @@ from mmjax.projectors.linear import LinearProjector, LinearProjectorConfig
 from mmjax.projectors.mlp import MLPProjector, MLPProjectorConfig
 from mmjax.projectors.perceiver import PerceiverConfig, PerceiverProjector
 from mmjax.projectors.pooled import PooledProjector, PooledProjectorConfig
+from mmjax.projectors.prompted import PromptedConfig, PromptedProjector
 from mmjax.projectors.qformer import QFormerConfig, QFormerProjector
 from mmjax.projectors.regions.region_tokens import RegionTokens, RegionTokensConfig
 from mmjax.projectors.resampler import ResamplerConfig, ResamplerProjector
@@ -44,5 +45,6 @@ PROJECTORS = {
     VideoQFormerConfig: VideoQFormerProjector,
     SimilarityConfig: SimilarityProjector,
     RegionTokensConfig: RegionTokens,
+    PromptedConfig: PromptedProjector,
 }
 ProjectorConfig = functools.reduce(operator.or_, PROJECTORS)

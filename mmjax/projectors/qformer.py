@@ -39,6 +39,7 @@ class QFormerConfig:
         num_features: features of an item where all items have as many, see `split_items`. An encoder may give
             several times as many, those of the frames of a video: each frame is then read by itself.
         dropout: share of the numbers dropped in training, of the embeddings and of what each layer adds.
+        attention_dropout: share of the weights of every softmax dropped in training.
     """
 
     in_width: int
@@ -55,6 +56,7 @@ class QFormerConfig:
     max_positions: int = 512
     num_features: int | None = None
     dropout: float = 0.0
+    attention_dropout: float = 0.0
 
     kind: ClassVar[str] = "qformer"
 
@@ -67,8 +69,14 @@ class QFormerConfig:
             raise ConfigError(
                 f"qformer projector: query_width {self.query_width} is not a multiple of num_heads {self.num_heads}"
             )
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"qformer projector: dropout must be in [0, 1), got {self.dropout}")
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"qformer projector: {name} must be in [0, 1), got {getattr(self, name)}")
+
+    @property
+    def drops(self) -> bool:
+        """Whether training drops anything."""
+        return self.dropout > 0 or self.attention_dropout > 0
 
     @property
     def cross_layers(self) -> tuple[int, ...]:
@@ -89,7 +97,7 @@ class QFormerConfig:
 
 def _attention(config: QFormerConfig, dtype: jnp.dtype) -> Attention:
     heads, width = config.num_heads, config.query_width
-    return Attention(width, heads, heads, width // heads, True, True, dtype=dtype)
+    return Attention(width, heads, heads, width // heads, True, True, dtype=dtype, dropout=config.attention_dropout)
 
 
 class SelfBlock(nn.Module):
@@ -274,7 +282,7 @@ class QFormerProjector(nn.Module):
             text = qformer.embed(of_item(media.text.tokens), of_item(media.text.positions))
             mask = objective_mask("matching", c.num_queries, of_item(media.text.segment_ids) > 0)
             x = jnp.concatenate([x, text], axis=1)
-        rng = self.make_rng("dropout") if train and c.dropout else None
+        rng = self.make_rng("dropout") if train and c.drops else None
         x = qformer(x, c.num_queries, features, mask, seen, rng)[:, : c.num_queries]
         out = Linear((c.width,), ("feature", "embed"), use_bias=True, dtype=self.dtype, name="out")
         joined = join_items(media, out(x), seen)

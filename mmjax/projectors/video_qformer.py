@@ -121,5 +121,5 @@ class Reader(nn.Module):
         init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "embed"))
         queries = self.param("queries", init, (c.num_queries, c.query_width)).astype(self.dtype)
         x = jnp.broadcast_to(queries, (features.shape[0], *queries.shape))
-        rng = self.make_rng("dropout") if train and c.dropout else None
+        rng = self.make_rng("dropout") if train and c.drops else None
         return QFormer(c, self.dtype, name="qformer")(x, c.num_queries, features, rng=rng)

@@ -49,3 +49,36 @@ def test_cache_gives_what_the_whole_sequence_gives():
         angles = rotation(positions[:, t : t + 1], 6, 100.0)
         step, cache = apply(params, x[:, t : t + 1], mask, angles, cache, t)
         np.testing.assert_allclose(step[:, 0], whole[:, t], atol=1e-5)
+
+
+def test_dropped_weights_are_made_up_for():
+    """Values that are the unit vectors show the weights themselves; grouped heads, one key that nobody sees."""
+    rng = np.random.default_rng(5)
+    q = rng.normal(size=(2, 3, 4, 7)).astype(np.float32)
+    k = rng.normal(size=(2, 2, 7, 7)).astype(np.float32)
+    v = np.broadcast_to(np.eye(7, dtype=np.float32), (2, 2, 7, 7))
+    mask = np.ones((2, 1, 7), bool)
+    mask[0, 0, 2] = False
+    weights = np.asarray(attend(q, k, v, mask))
+    one = lambda key: attend(q, k, v, mask, dropout=(0.3, key))
+    dropped = np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), 2000)))
+    kept, seen = dropped != 0, weights > 0
+    assert seen.mean() == 13 / 14
+    assert abs(kept[:, seen].mean() - 0.7) < 0.005
+    larger = np.broadcast_to(weights / 0.7, kept.shape)
+    np.testing.assert_allclose(np.where(kept, dropped, larger), larger, rtol=1e-5)
+    # The mean over many draws is what there was: every weight by itself, within five standard errors.
+    error = weights * np.sqrt(0.3 / 0.7 / len(dropped))
+    assert (np.abs(dropped.mean(axis=0) - weights) <= 5 * error + 1e-6).all()
+    assert (kept[:, :, :, 0] != kept[:, :, :, 1]).any() and (kept[:, 0, :, 0] != kept[:, 1, :, 0]).any()
+
+
+def test_attention_drops_where_there_is_a_key():
+    x = np.random.default_rng(6).normal(size=(2, 5, 6)).astype(np.float32)
+    plain, dropping = (Attention(6, 2, 2, 3, dropout=rate) for rate in (0.0, 0.5))
+    params = plain.init(jax.random.key(0), x)
+    wanted = plain.apply(params, x)[0]
+    np.testing.assert_array_equal(dropping.apply(params, x)[0], wanted)
+    np.testing.assert_array_equal(plain.apply(params, x, rngs={"dropout": jax.random.key(1)})[0], wanted)
+    one, two = (dropping.apply(params, x, rngs={"dropout": jax.random.key(seed)})[0] for seed in (1, 2))
+    assert min(np.abs(one - wanted).max(), np.abs(one - two).max()) > 1e-3

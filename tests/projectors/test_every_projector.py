@@ -24,6 +24,7 @@ from mmjax.projectors.linear import LinearProjectorConfig
 from mmjax.projectors.mlp import MLPProjectorConfig
 from mmjax.projectors.perceiver import PerceiverConfig
 from mmjax.projectors.pooled import PooledProjectorConfig
+from mmjax.projectors.prompted import PromptedConfig
 from mmjax.projectors.qformer import QFormerConfig
 from mmjax.projectors.regions.region_tokens import RegionTokensConfig
 from mmjax.projectors.resampler import ResamplerConfig
@@ -76,8 +77,9 @@ CONFIGS = {
 def test_every_projector_is_here():
     # Of tiles, the LLM gets what the host arranges: test_tiles.py; some tokens are wider than it: test_deep_merge.py.
     # Regions are read from their images' maps: test_model_regions.py.
+    # What is trained beside prompts has a loss of its own: tests/train/test_prompt_loss.py.
     # Tiles that are compared and frames in a row are items of several features: test_similarity, test_video_qformer.
-    elsewhere = {TilesConfig, DeepMergeConfig, RegionTokensConfig, SimilarityConfig, VideoQFormerConfig}
+    elsewhere = {TilesConfig, DeepMergeConfig, RegionTokensConfig, PromptedConfig, SimilarityConfig, VideoQFormerConfig}
     assert {type(config) for config in CONFIGS.values()} | elsewhere == set(PROJECTORS)
     kinds = [config.kind for config in PROJECTORS]
     assert len(set(kinds)) == len(kinds)

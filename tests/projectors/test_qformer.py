@@ -283,6 +283,45 @@ def test_dropout_falls_on_what_layers_add(tools, random):
     np.testing.assert_array_equal(one, run(params, True, jax.random.key(1)))
 
 
+def test_attention_drops_weights_in_training_alone(tools, random):
+    """Nothing else is dropped here; frames of a row are read apart, so each has weights of its own to lose."""
+    config = dataclasses.replace(CONFIG, num_layers=2, num_features=9, attention_dropout=0.4, vocab_size=None)
+    params = tools.init(config, 9)
+    frame = random.normal(size=(1, 9, 14)).astype(np.float32)
+    media = Media(np.concatenate([frame, frame], axis=1), stage="encoded")
+
+    def run(params, train, key, config=config):
+        rngs = {} if key is None else {"dropout": key}
+        return PROJECTORS[QFormerConfig](config).apply({"params": params}, media, train, rngs=rngs).values
+
+    step = jax.jit(jax.vmap(lambda params, key: run(params, True, key), (None, 0)))
+    plain = jax.jit(run, static_argnums=(1, 3))
+    off = plain(params, False, None)
+    np.testing.assert_array_equal(off, plain(params, False, None, dataclasses.replace(config, attention_dropout=0.0)))
+    np.testing.assert_array_equal(off, plain(params, False, jax.random.key(1)))
+    on = step(params, jax.random.split(jax.random.key(2), 3))
+    np.testing.assert_array_equal(on, step(params, jax.random.split(jax.random.key(2), 3)))
+    np.testing.assert_array_equal(off[:, :4], off[:, 4:])
+    assert min(np.abs(on[0] - on[1]).max(), np.abs(on - off).max(), np.abs(on[:, :, :4] - on[:, :, 4:]).max()) > 0.01
+    # A rate of nothing in a config that drops elsewhere changes nothing there.
+    with_both = dataclasses.replace(config, attention_dropout=0.0, dropout=0.3)
+    assert np.abs(plain(params, True, jax.random.key(1), with_both) - off).max() > 0.01
+
+
+def test_rates_are_read_and_written():
+    for rates in ((0.1, 0.1), (0.0, 0.3), (0.25, 0.0)):
+        hf = {**HF, "hidden_dropout_prob": rates[0], "attention_probs_dropout_prob": rates[1]}
+        config = names.qformer_from_hf(hf, width=10, num_queries=4, reads_text=False)
+        assert (config.dropout, config.attention_dropout) == rates and config.drops
+        again = Blip2QFormerConfig(**names.qformer_to_hf(config))
+        assert (again.hidden_dropout_prob, again.attention_probs_dropout_prob) == rates
+    left_out = Blip2QFormerConfig(**HF)
+    config = names.qformer_from_hf(HF, width=10, num_queries=4, reads_text=True)
+    assert config.attention_dropout == left_out.attention_probs_dropout_prob == 0.1
+    with pytest.raises(ConfigError, match="attention_dropout must be in \\[0, 1\\), got 1.5"):
+        dataclasses.replace(config, attention_dropout=1.5)
+
+
 @pytest.mark.slow
 def test_dropout_keeps_its_share_and_makes_up_for_the_rest(random):
     """A block that adds ones alone shows which of them are kept: three quarters, made larger by a third."""

@@ -1,5 +1,7 @@
 """The next-token loss and its gradients, against transformers' Llama with `labels` and torch's autograd."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -143,6 +145,11 @@ def test_packed_rows_equal_rows_apart():
 
 def test_what_has_no_weight_may_be_infinite():
     class Broken:
+        config = types.SimpleNamespace(codes=None)
+
+        def with_codes(self, params, batch):
+            return batch
+
         def encode_media(self, params, media, rng):
             return {}
 

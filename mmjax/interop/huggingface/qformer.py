@@ -43,6 +43,7 @@ def qformer_from_hf(
         max_positions=hf.get("max_position_embeddings", 512),
         num_features=num_features,
         dropout=hf.get("hidden_dropout_prob", 0.1),
+        attention_dropout=hf.get("attention_probs_dropout_prob", 0.1),
     )
 
 
@@ -58,6 +59,7 @@ def qformer_to_hf(config: QFormerConfig) -> Json:
         "hidden_act": ACTIVATIONS_TO_HF[config.activation],
         "layer_norm_eps": config.norm_eps,
         "hidden_dropout_prob": config.dropout,
+        "attention_probs_dropout_prob": config.attention_dropout,
         "max_position_embeddings": config.max_positions,
     }
     if config.vocab_size:
