@@ -65,6 +65,7 @@ class ControlNet(UNet):
         condition: Condition | None = None,
         picture: jax.Array | None = None,
         scale: jax.Array | float = 1.0,
+        guess: jax.Array | bool = False,
     ) -> tuple[jax.Array, ...]:
         """The residuals of a UNet's maps on the way down, the first one first, and of its middle.
 
@@ -72,6 +73,8 @@ class ControlNet(UNet):
             x, times, condition: as the UNet reads them.
             picture: float [B, H, W, channels] from 0 to 1, `downsampling` times as large as the latent.
             scale: what the residuals are multiplied with.
+            guess: whether the first residual is made ten times as small, and the others less and less so up to the
+                middle, for pictures whose prompt says little (the published "guess mode").
 
         Raises:
             ValueError: no picture, or one of another size; see `UNet`.
@@ -87,9 +90,10 @@ class ControlNet(UNet):
         hint = self._conv(c.widths[0], "picture_out")(jax.nn.silu(hint))
         middle, _, maps = self._half(x, times, Condition(None) if condition is None else condition, hint)
         names = [f"out_{number}" for number in range(len(maps))] + ["out_middle"]
+        scales = scale * jnp.where(guess, jnp.logspace(-1, 0, len(names)), 1.0)
         return tuple(
-            scale * Conv(found.shape[-1], 1, dtype=self.dtype, name=name)(found)
-            for name, found in zip(names, [*maps, middle], strict=True)
+            each.astype(self.dtype) * Conv(found.shape[-1], 1, dtype=self.dtype, name=name)(found)
+            for each, name, found in zip(scales, names, [*maps, middle], strict=True)
         )
 
     def _conv(self, width: int, name: str, stride: int = 1) -> Conv:

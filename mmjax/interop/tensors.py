@@ -21,6 +21,8 @@ MODEL, DIFFUSION = "model", "diffusion_pytorch_model"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 TORCH_SINGLE = "pytorch_model.bin"
+# Of other files that torch.save wrote. Not .pt, which is mostly an optimiser's.
+PICKLES = (".bin", ".pth", ".ckpt")
 
 # The names that a safetensors header uses for element types. Eight-bit floats come with scales that belong
 # to a quantisation scheme, so they are refused rather than read as if they were weights.
@@ -71,7 +73,8 @@ def read_directory(directory: str | os.PathLike) -> dict[str, LazyTensor | np.nd
 
     Looked for, in this order: the index of sharded safetensors, `model.safetensors` (of diffusers
     `diffusion_pytorch_model.safetensors`), any other `*.safetensors` files together, and PyTorch's
-    `pytorch_model.bin` (`diffusion_pytorch_model.bin`; sharded or not), which is read without running pickled code.
+    `pytorch_model.bin` (`diffusion_pytorch_model.bin`; sharded or not), else the one file of the directory that ends in
+    .bin, .pth or .ckpt. Pickles are read without running code.
 
     Raises:
         FileNotFoundError: no such directory, or no weights in it.
@@ -96,6 +99,9 @@ def read_directory(directory: str | os.PathLike) -> dict[str, LazyTensor | np.nd
             return _read_shards(directory, f"{name}.index.json", read_pth)
         if (directory / name).is_file():
             return dict(read_pth(directory / name))
+    others = sorted(path for path in directory.iterdir() if path.suffix in PICKLES and path.is_file())
+    if len(others) == 1:
+        return dict(read_pth(others[0]))
     found = ", ".join(sorted(path.name for path in directory.iterdir())[:20]) or "nothing"
     wanted = f"{SINGLE}, {INDEX} or {TORCH_SINGLE}"
     raise FileNotFoundError(f"{directory} holds no weights: expected {wanted}, found {found}")

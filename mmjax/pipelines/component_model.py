@@ -183,12 +183,14 @@ class ControlModel(Component):
         conditioning_scale: float = 1.0,
         class_labels: Any = None,
         added_cond_kwargs: Mapping[str, Any] | None = None,
+        guess_mode: bool = False,
     ) -> Residuals:
         """What is added to a UNet's maps, `.down_block_res_samples` and `.mid_block_res_sample`.
 
         Args:
             controlnet_cond: the picture, float [B, H, W, 3] from 0 to 1, channels last.
             conditioning_scale: what the residuals are multiplied with.
+            guess_mode: whether the first ones less than the last, see `ControlNet`.
 
         The others are as in `Denoiser`.
         """
@@ -196,7 +198,8 @@ class ControlModel(Component):
         times = jnp.broadcast_to(jnp.asarray(timestep, jnp.float32), x.shape[:1])
         condition = _condition(encoder_hidden_states, class_labels, None, added_cond_kwargs, None)
         picture = None if controlnet_cond is None else jnp.asarray(controlnet_cond)
-        *down, middle = self._run("__call__", x, times, condition, picture, jnp.float32(conditioning_scale))
+        scale, guess = jnp.float32(conditioning_scale), jnp.bool_(guess_mode)
+        *down, middle = self._run("__call__", x, times, condition, picture, scale, guess)
         return Residuals(tuple(down), middle)
 
 

@@ -76,6 +76,7 @@ class InstructedEditing:
         steps = steps_with_room(self.schedule, num_inference_steps)
         first, rng = jax.random.split(jax.random.key(seed))
         noise = first_noise(latents, parts.latent_shape(picture), first)
+        ids, picture, noise = parts.rows(ids, picture, noise)
         scales = np.asarray([guidance_scale, image_guidance_scale], np.float32)
         return PipelineOutput(np.asarray(parts.compiled(draw)(parts.params, steps, ids, picture, noise, scales, rng)))
 

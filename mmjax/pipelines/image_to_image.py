@@ -31,10 +31,13 @@ class ImageToImage:
     Attributes:
         parts: text tower, UNet and autoencoder.
         schedule: the sampler.
+        strength, guidance_scale: of calls that do not say.
     """
 
     parts: LatentParts
     schedule: ScheduleConfig
+    strength: float = 0.8
+    guidance_scale: float = 7.5
 
     def __post_init__(self):
         check_channels(self.parts, self.parts.autoencoder.latent_channels)
@@ -43,9 +46,9 @@ class ImageToImage:
         self,
         prompt: str | Sequence[str] | None = None,
         image: Any = None,
-        strength: float = 0.8,
+        strength: float | None = None,
         num_inference_steps: int = 50,
-        guidance_scale: float = 7.5,
+        guidance_scale: float | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         seed: int = 0,
         latents: Any = None,
@@ -64,7 +67,8 @@ class ImageToImage:
         Raises:
             ValueError: see `PromptReader.pair`, `pixels`, `skipped_steps` and `Autoencoder.encode`.
         """
-        parts = self.parts
+        parts, strength = self.parts, self.strength if strength is None else strength
+        guidance_scale = self.guidance_scale if guidance_scale is None else guidance_scale
         given = (prompt, prompt_ids, negative_prompt, negative_prompt_ids)
         ids, rows = parts.prompts.pair(*given, guidance_scale > 1)
         pixels = pixels_or_latents(image, rows, parts.autoencoder.latent_channels)
@@ -74,6 +78,7 @@ class ImageToImage:
         first, drawn, rng = jax.random.split(jax.random.key(seed), 3)
         noise = first_noise(latents, parts.latent_shape(pixels), first)
         scale = np.float32(guidance_scale)
+        ids, pixels, noise = parts.rows(ids, pixels, noise)
         images = parts.compiled(draw)(parts.params, steps, levels, ids, pixels, noise, scale, drawn, rng)
         return PipelineOutput(np.asarray(images))
 

@@ -38,10 +38,13 @@ class Inpainting:
     Attributes:
         parts: text tower, UNet and autoencoder; the UNet reads latents, or beside them a mask and known latents.
         schedule: the sampler.
+        strength, guidance_scale: of calls that do not say.
     """
 
     parts: LatentParts
     schedule: ScheduleConfig
+    strength: float = 1.0
+    guidance_scale: float = 7.5
 
     def __post_init__(self):
         channels = self.parts.autoencoder.latent_channels
@@ -52,9 +55,9 @@ class Inpainting:
         prompt: str | Sequence[str] | None = None,
         image: Any = None,
         mask_image: Any = None,
-        strength: float = 1.0,
+        strength: float | None = None,
         num_inference_steps: int = 50,
-        guidance_scale: float = 7.5,
+        guidance_scale: float | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         seed: int = 0,
         latents: Any = None,
@@ -74,7 +77,8 @@ class Inpainting:
         Raises:
             ValueError: see `PromptReader.pair`, `pixels`, `masks`, `skipped_steps` and `Autoencoder.encode`.
         """
-        parts = self.parts
+        parts, strength = self.parts, self.strength if strength is None else strength
+        guidance_scale = self.guidance_scale if guidance_scale is None else guidance_scale
         given = (prompt, prompt_ids, negative_prompt, negative_prompt_ids)
         ids, rows = parts.prompts.pair(*given, guidance_scale > 1)
         picture = 2 * pixels(image, rows) - 1
@@ -84,6 +88,7 @@ class Inpainting:
         levels = row_levels(self.schedule, num_inference_steps, start, steps.time.size)
         first, drawn, rng = jax.random.split(jax.random.key(seed), 3)
         noise = first_noise(latents, parts.latent_shape(picture), first)
+        ids, picture, mask, noise = parts.rows(ids, picture, mask, noise)
         data = (steps, levels, ids, picture, mask, noise, np.float32(guidance_scale), strength == 1)
         return PipelineOutput(np.asarray(parts.compiled(draw)(parts.params, *data, drawn, rng)))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from mmjax.config import ConfigError
 from mmjax.data.contracts import Condition
@@ -22,6 +23,7 @@ from mmjax.generators.unet3d import UNet3DConfig
 from mmjax.interop import diffusers, huggingface
 from mmjax.pipelines.directory import read_tokenizer
 from mmjax.pipelines.latents import latent_sides
+from mmjax.pipelines.placing import split_rows
 from mmjax.pipelines.prompts import PromptReader
 
 # Folders of a pipeline's directory.
@@ -38,6 +40,7 @@ class LatentParts:
         tokenizer: None takes token ids alone.
         pad_id: what fills a prompt up to the tower's window.
         dtype: compute dtype of the text tower and the UNet; the autoencoder computes in float32.
+        mesh: what the weights lie on, see `on_mesh`; None: one device.
     """
 
     text: TextEncoderConfig
@@ -47,6 +50,7 @@ class LatentParts:
     tokenizer: Tokenizer | None = None
     pad_id: int = 0
     dtype: str = "float32"
+    mesh: Mesh | None = None
 
     def __post_init__(self):
         if self.unet.context_width != self.text.width:
@@ -81,6 +85,10 @@ class LatentParts:
         if (draw, *static) not in self._programs:
             self._programs[draw, *static] = jax.jit(functools.partial(draw, self, *static))
         return self._programs[draw, *static]
+
+    def rows(self, *arrays: Any) -> tuple[Any, ...]:
+        """Arrays [B, ...] with their rows split over the mesh, if there is one; see `split_rows`."""
+        return split_rows(self.mesh, *arrays)
 
     def condition(self, params: dict[str, Any], ids: jax.Array, latents: jax.Array | None = None) -> Condition:
         """Token ids int [B, window] -> what the UNet reads; `latents` [.., h, w, C] are of the size that is drawn."""

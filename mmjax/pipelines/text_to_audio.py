@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from mmjax.config import ConfigError
 from mmjax.data.contracts import Condition
@@ -25,6 +26,7 @@ from mmjax.interop import diffusers, huggingface
 from mmjax.interop.diffusers.scheduler import load_schedule
 from mmjax.pipelines.latents import first_noise, steps_with_room
 from mmjax.pipelines.output import PipelineOutput
+from mmjax.pipelines.placing import split_rows
 from mmjax.pipelines.prompts import PromptReader
 
 PIPELINE = "AudioLDMPipeline"
@@ -42,6 +44,7 @@ class AudioDiffusion:
         schedule: the sampler; `dataclasses.replace(model, schedule=...)` takes another.
         tokenizer: None takes token ids alone.
         dtype: compute dtype of the text tower and the UNet; autoencoder and vocoder compute in float32.
+        mesh: what the weights lie on, see `on_mesh`; None: one device.
     """
 
     text: BidirectionalTextConfig
@@ -52,6 +55,7 @@ class AudioDiffusion:
     schedule: ScheduleConfig
     tokenizer: Tokenizer | None = None
     dtype: str = "float32"
+    mesh: Mesh | None = None
 
     def __post_init__(self):
         unet, autoencoder, bins = self.unet, self.autoencoder, self.vocoder.num_mels
@@ -112,6 +116,7 @@ class AudioDiffusion:
         steps = steps_with_room(self.schedule, num_inference_steps)
         first, rng = jax.random.split(jax.random.key(seed))
         noise = first_noise(latents, (rows, *sides, self.autoencoder.latent_channels), first)
+        ids, noise = split_rows(self.mesh, ids, noise)
         sounds = np.asarray(self._draw(self.params, steps, ids, noise, np.float32(guidance_scale), rng))
         return PipelineOutput(audios=sounds[:, : int(seconds * vocoder.sample_rate)], sampling_rate=vocoder.sample_rate)
 

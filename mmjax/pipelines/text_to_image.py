@@ -74,6 +74,7 @@ class LatentDiffusion:
         steps = steps_with_room(self.schedule, num_inference_steps)
         first, rng = jax.random.split(jax.random.key(seed))
         noise = first_noise(latents, (rows, *sides, parts.autoencoder.latent_channels), first)
+        ids, noise = parts.rows(ids, noise)
         images = parts.compiled(draw)(parts.params, steps, ids, noise, np.float32(scale), rng)
         return PipelineOutput(np.asarray(images))
 

@@ -80,6 +80,7 @@ class VideoDiffusion:
         steps = steps_with_room(self.schedule, num_inference_steps)
         first, rng = jax.random.split(jax.random.key(seed))
         noise = first_noise(latents, (rows, num_frames, *sides, parts.autoencoder.latent_channels), first)
+        ids, noise = parts.rows(ids, noise)
         videos = self._draw(parts.params, steps, ids, noise, np.float32(guidance_scale), rng)
         return PipelineOutput(videos=np.asarray(videos))
 

@@ -1,6 +1,7 @@
 """Stable Diffusion XL: two text towers, a pooled vector, and the image's sizes as numbers (Podell et al., 2023).
 
-`XLParts` take the place of `LatentParts` in the other pipelines too: `ImageToImage(model.parts, model.schedule)`.
+`XLParts` take the place of `LatentParts` in the other pipelines too: `ImageToImage(model.parts, model.schedule)`. Their
+directories are read by xl_image_to_image.py and xl_inpaint.py.
 """
 
 import dataclasses
@@ -78,8 +79,8 @@ def deep_states(config: TextEncoderConfig, dtype: str, params: dict[str, Any], i
     return TextEncoder(config, jnp.dtype(dtype), penultimate=True).apply({"params": params}, ids)
 
 
-def load(directory: Path, dtype: str, param_dtype: str) -> LatentDiffusion:
-    """Reads the directory of a diffusers StableDiffusionXLPipeline; see `load_latent_parts`."""
+def load_xl_parts(directory: Path, dtype: str, param_dtype: str) -> XLParts:
+    """Reads the parts of the directory of one of diffusers' pipelines of XL; see `load_latent_parts`."""
     text = load_text_tower(directory / "text_encoder_2", param_dtype)
     tokenizer, pad = read_tokenizer(directory / "tokenizer_2")
     index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
@@ -89,5 +90,10 @@ def load(directory: Path, dtype: str, param_dtype: str) -> LatentDiffusion:
         "pad_id_2": pad,
         "zeros": index.get("force_zeros_for_empty_prompt", True),
     }
-    parts = load_latent_parts(directory, dtype, param_dtype, XLParts, {"text_2": text.params}, more)
+    return load_latent_parts(directory, dtype, param_dtype, XLParts, {"text_2": text.params}, more)
+
+
+def load(directory: Path, dtype: str, param_dtype: str) -> LatentDiffusion:
+    """Reads the directory of a diffusers StableDiffusionXLPipeline; see `load_latent_parts`."""
+    parts = load_xl_parts(directory, dtype, param_dtype)
     return LatentDiffusion(parts, load_schedule(directory / "scheduler"), guidance_scale=5.0)

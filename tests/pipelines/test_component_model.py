@@ -85,16 +85,52 @@ def test_shards_are_read_and_other_precisions_beside_them_left(safe, theirs, tmp
     assert flatten(load_component(tmp_path / "one").params).keys() == one.keys()
 
 
-def test_pickles_run_no_code(theirs, tmp_path):
+@pytest.mark.parametrize("name", ["weights.pth", "model.ckpt", "vae.bin"])
+def test_one_pickle_of_another_name_is_read(name, theirs, tmp_path):
+    theirs.vae.save_config(tmp_path)
+    theirs.vae.save_pretrained(tmp_path / "safe")
+    # As Lightning writes them: the weights are one entry among others.
+    torch.save({"state_dict": theirs.vae.state_dict(), "epoch": 3}, tmp_path / name)
+    got, wanted = (flatten(load_component(place).params) for place in (tmp_path, tmp_path / "safe"))
+    assert got.keys() == wanted.keys() and all((np.asarray(got[path]) == wanted[path]).all() for path in got)
+    torch.save({}, tmp_path / "another.pth")
+    with pytest.raises(FileNotFoundError, match="holds no weights: .*another.pth"):
+        load_component(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["diffusion_pytorch_model.bin", "weights.pth", "model.ckpt"])
+def test_pickles_run_no_code(name, theirs, tmp_path):
     theirs.vae.save_config(tmp_path)
 
     class Evil:
         def __reduce__(self):
             return (open, (str(tmp_path / "touched"), "w"))
 
-    torch.save({"decoder.conv_in.weight": Evil()}, tmp_path / "diffusion_pytorch_model.bin")
-    with pytest.raises(WeightsError):
+    torch.save({"decoder.conv_in.weight": Evil()}, tmp_path / name)
+    with pytest.raises(WeightsError, match=f"{name}: .*open"):
         mmjax.from_pretrained(tmp_path)
+    assert not (tmp_path / "touched").exists()
+
+
+def test_pickles_of_a_whole_pipeline_are_read_and_run_no_code(theirs, tmp_path):
+    whole, place = theirs.pipeline(diffusers.StableDiffusionPipeline, "pickled", unet=theirs.unet())
+    safe = mmjax.from_pretrained(place)
+    for part in ("text_encoder", "unet", "vae"):
+        (found,) = (place / part).glob("*.safetensors")
+        found.unlink()
+        name = "pytorch_model.bin" if part == "text_encoder" else "diffusion_pytorch_model.bin"
+        torch.save(getattr(whole, part).state_dict(), place / part / name)
+    read = flatten(mmjax.from_pretrained(place).parts.params)
+    wanted = flatten(safe.parts.params)
+    assert read.keys() == wanted.keys() and all((np.asarray(read[path]) == wanted[path]).all() for path in read)
+
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "touched"), "w"))
+
+    torch.save({"text_model.final_layer_norm.weight": Evil()}, place / "text_encoder" / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match="text_encoder/pytorch_model.bin: .*open"):
+        mmjax.from_pretrained(place)
     assert not (tmp_path / "touched").exists()
 
 

@@ -54,10 +54,22 @@ def test_images_equal_diffusers(name, theirs, made, ours):
         got = ours(PROMPTS, image, steps, scale, negative, strength, latents=noise).images
         assert got.shape == wanted.shape == (3, 16, 24, 3) and np.ptp(wanted) > 0.05
         assert np.abs(got - wanted).max() <= 1e-3, (steps, scale)
+        # Guessing, also without guidance.
+        for told in (scale, 1.0) if name == "euler" else ():
+            wanted = made(
+                PROMPTS, [theirs.first(one) for one in pictures] if count > 1 else theirs.first(image),
+                num_inference_steps=3, guidance_scale=told, controlnet_conditioning_scale=strength, guess_mode=True,
+                latents=theirs.first(noise), output_type="np",
+            ).images  # fmt: skip
+            guessed = ours(PROMPTS, image, 3, told, None, strength, latents=noise, guess_mode=True).images
+            assert np.abs(guessed - wanted).max() <= 1e-3, told
+            plain = ours(PROMPTS, image, 3, told, None, strength, latents=noise).images
+            assert np.abs(guessed - plain).max() > 1e-2
     without = ours(PROMPTS, image, 3, 2.0, negative, 0.0, latents=noise).images
     assert np.abs(got - without).max() > 1e-2, "the pictures count"
     program = ours.parts.compiled(draw, tuple(control.config for control in ours.controls))
-    assert program._cache_size() == 1
+    # One with guidance, and for guessing one without.
+    assert program._cache_size() == 1 + (name == "euler")
 
 
 def test_bad_requests_are_named(theirs, ours):

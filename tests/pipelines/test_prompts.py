@@ -1,12 +1,15 @@
 """Prompts to token ids against transformers' CLIPTokenizer, and what is said of those that do not fit."""
 
 import json
+import shutil
 import warnings
 
 import numpy as np
 import pytest
+import transformers
 
 from mmjax.data.tokenizer import load_tokenizer
+from mmjax.pipelines.directory import read_tokenizer
 from mmjax.pipelines.prompts import PromptReader
 
 PROMPTS = ["a red cat, 1", "  A  DOG", "", "cat's do.g é 12"]
@@ -30,6 +33,38 @@ def test_tokens_equal_theirs(theirs, readers):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             assert (reader.tokens(PROMPTS) == wanted).all()
+
+
+END = "<|endoftext|>"
+
+
+@pytest.mark.parametrize(
+    ("config", "token_map", "decoder"),
+    [
+        (END, "b", False),  # as Stable Diffusion 2 has it, whose map says "!"
+        ("b", END, False),
+        (END, "b", True),
+        ("b", None, False),
+        (None, "b", False),
+        (None, None, False),
+    ],
+)
+def test_what_fills_a_prompt_up_is_what_the_files_say(config, token_map, decoder, theirs, tmp_path):
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(theirs.words / name, tmp_path)
+    ids = json.loads((tmp_path / "vocab.json").read_text())
+    said = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 9, "pad_token": config}
+    if decoder:
+        said["added_tokens_decoder"] = {ids[token]: {"content": token, "special": True} for token in (END, "b")}
+    marks = {"bos_token": "<|startoftext|>", "eos_token": END, "pad_token": token_map}
+    for name, content in (("tokenizer_config.json", said), ("special_tokens_map.json", marks)):
+        content = {key: value for key, value in content.items() if value is not None}
+        (tmp_path / name).write_text(json.dumps(content))
+    wanted = transformers.CLIPTokenizer.from_pretrained(tmp_path)
+    tokenizer, pad = read_tokenizer(tmp_path)
+    texts = ["a red cat, 1", "dog", ""]
+    tokens = np.asarray(wanted(texts, padding="max_length", max_length=9)["input_ids"])
+    assert (PromptReader(tokenizer, 9, pad).tokens(texts) == tokens).all() and tokens[2, -1] == wanted.pad_token_id
 
 
 def test_what_is_cut_off_is_shown(readers):

@@ -100,6 +100,14 @@ def param_shapes(config: Any, dtype: str = "float32") -> dict[str, Any]:
     return jax.tree.map(shape, boxed, is_leaf=lambda leaf: hasattr(leaf, "names"))
 
 
+def param_axes(config: Any) -> dict[str, Any]:
+    """The tree of tuples of logical axis names of a component, one name a dimension."""
+    values = jnp.zeros((1, *config.feature_shape))
+    module = MODULES[type(config)](config)
+    boxed = jax.eval_shape(lambda: module.init(jax.random.key(0), values, method="create")["params"])
+    return jax.tree.map(lambda box: box.names, boxed, is_leaf=lambda leaf: hasattr(leaf, "names"))
+
+
 def load(
     directory: str | os.PathLike, dtype: str = "float32", put: Callable[[str, np.ndarray], Any] | None = None
 ) -> Component:

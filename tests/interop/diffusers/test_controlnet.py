@@ -63,6 +63,7 @@ def test_residuals_equal_theirs_and_a_unet_takes_them(options, tmp_path):
         added = {"added_cond_kwargs": {"text_embeds": torch.tensor(pooled), "time_ids": torch.tensor(sizes)}}
     with torch.no_grad():
         args = (torch.tensor(x), 321, torch.tensor(text))
+        guessed = theirs(*args, torch.tensor(picture), conditioning_scale=0.7, guess_mode=True, **added)
         wanted = theirs(*args, torch.tensor(picture), conditioning_scale=0.7, **added)
         down, middle = wanted.down_block_res_samples, wanted.mid_block_res_sample
         both = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
@@ -74,6 +75,10 @@ def test_residuals_equal_theirs_and_a_unet_takes_them(options, tmp_path):
     found = ours(*mine, np.moveaxis(picture, 1, -1), 0.7, **given)
     assert len(found.down_block_res_samples) == len(down)
     for one, other in zip((*found.down_block_res_samples, found.mid_block_res_sample), (*down, middle), strict=True):
+        close(one, last(other))
+    guess = ours(*mine, np.moveaxis(picture, 1, -1), 0.7, guess_mode=True, **given)
+    others = (*guessed.down_block_res_samples, guessed.mid_block_res_sample)
+    for one, other in zip((*guess.down_block_res_samples, guess.mid_block_res_sample), others, strict=True):
         close(one, last(other))
     residuals = (found.down_block_res_samples, found.mid_block_res_sample)
     got = net(
