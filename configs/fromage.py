@@ -21,7 +21,9 @@ rows rather than steps to accumulate. The published captions stand alone; here a
 paper's dialogues. Its captions that are joined two by two are not made here. Learning rate, batch size and warm-up are
 the paper's as far as published, the steps about its one epoch.
 
-Find with `mmjax.infer.retrieve.make_gallery` and `mmjax.infer.media.generate_media(..., galleries={"image_out": ...})`.
+Find with `model.generate(..., galleries={"image_out": model.gallery("image_out", "photos/")})`, or
+
+    mmjax generate runs/fromage/model -i in.jsonl -o out.jsonl --gallery image_out=photos
 
 Trained weights: kohjingyu/fromage (the maps and the row of [RET] as a torch file).
 """

@@ -118,6 +118,22 @@ def small_text(encoder: Part, tiny: bool = True) -> Part:
     return {**encoder, **sizes, "max_positions": 12}
 
 
+def small_codes(autoencoder: Part, tiny: bool = True) -> Part:
+    """The VQ autoencoder with every option, 16 codes and hardly a parameter, where `tiny`: 8 pixels, 4 x 4 codes."""
+    if not tiny:
+        return autoencoder
+    if "maps" in autoencoder:
+        return {**autoencoder, "maps": small_codes(autoencoder["maps"]), "frames": 2}
+    levels = {"attention_levels": (1,) if autoencoder.get("attention_levels") else ()}
+    return {**autoencoder, "codes": 16, "widths": (8, 8), "blocks": 1, "groups": 4, "image_size": 8, **levels}
+
+
+def code_images(side: int, before: str, behind: str, weight: float = 1.0) -> dict[str, Any]:
+    """The recipe of square images that stand in the text as codes, between two words."""
+    sizes = {"height": side, "width": side}
+    return {"code_processor_type": "CodeImages", **sizes, "before": before, "behind": behind, "weight": weight}
+
+
 def queries(llm: Part, generator: Part, num_queries: int, tiny: bool, **options: Any) -> Part:
     """Learned queries that read a signal (GILL): as many as the generator's own text encoder reads tokens."""
     denoiser = generator["denoiser"]

@@ -27,7 +27,9 @@ first alone and writes the others after it, as generating does here too. The pub
 the best image of the gallery is, and is a linear map with dropout of half. As far as published: learning rate, batch
 size and steps of "align"; those of "decide" are small enough for the 1600 prompts of PartiPrompts.
 
-Draw and find with `mmjax.infer.media.generate_media(..., galleries={"retrieve": make_gallery(...)})`.
+Draw and find with `model.generate(..., galleries={"retrieve": model.gallery("retrieve", "photos/")})`, or
+
+    mmjax generate runs/gill/model -i in.jsonl -o out.jsonl --gallery retrieve=photos
 
 Trained weights: kohjingyu/gill (the maps and rows as a torch file).
 """

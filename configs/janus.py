@@ -6,27 +6,33 @@ r"""Janus-Pro: an LLM that sees through SigLIP and draws in VQ codes (Chen et al
     output projector    an output layer of the codes' own, and an embedding with an MLP to read them
     modality generator  LlamaGen's VQ autoencoder: 16384 codes, 24 x 24 of them an image of 384 px
 
-What is trained here is what it sees and says: captions for the projector, then chats for the LLM too. The loss of the
-codes that it draws is not part of these stages; what they need (`codes/...`) stays as it was loaded. Learning rates as
-far as published; the published stages mix in images to be drawn.
+What a user shows is seen through SigLIP; what an assistant shows ({"type": "image", "path": FILE} among the parts of
+its answer) is learned as codes, which are told apart by their own output layer, as words are by the LLM's. Codes are
+made inside the training step by the frozen VQ autoencoder. Three stages: "adapt" the maps and the codes' layers,
+"unify" all but the two image encoders, "instruct" with SigLIP too.
 
     mmjax train --config janus:1b --workdir runs/janus --config.mesh.fsdp=-1 \
         --config.from_pretrained=/models/Janus-Pro-1B \
-        --config.stages.adapt.data.path=/data/captions.json --config.stages.instruct.data.path=/data/chats.json
+        --config.stages.adapt.data.path=/data/captions_and_drawings.jsonl \
+        --config.stages.unify.data.path=/data/mixture.jsonl \
+        --config.stages.instruct.data.path=/data/instruct.jsonl
 
 Draw with it: `model.generate(**inputs, generation_mode="image", guidance_scale=5.0).images`, where the prompt ends with
-the token that begins an image. Size "tiny" has random weights and a byte tokenizer:
+the token that begins an image. Rates, steps and batch sizes are the paper's for the small model, as far as published;
+its mixture changes with the stage. For guidance the published training drops a share of the prompts: give some
+records an empty one. Size "tiny" has random weights and a byte tokenizer:
 
-    mmjax train --config janus:tiny --workdir runs/tiny \
-        --config.stages.adapt.data.path=captions.json --config.stages.instruct.data.path=chats.json
+    mmjax train --config janus:tiny --workdir runs/tiny --config.stages.adapt.data.path=drawings.jsonl \
+        --config.stages.unify.data.path=drawings.jsonl --config.stages.instruct.data.path=drawings.jsonl
 
 Trained weights: deepseek-community/Janus-Pro-1B and Janus-Pro-7B.
 """
 
-from configs.parts import LLAMA_7B, SIGLIP_SO400M_384, Part, grid_of, mlp, tiny_llm, tiny_tower
-from configs.stages import LLM, PROJECTORS, stage
+from configs.generators import code_images, small_codes
+from configs.parts import LLAMA_7B, SIGLIP_SO400M_384, Part, mlp, tiny_llm, tiny_tower
+from configs.stages import ENCODERS, LLM, PROJECTORS, stage
 from configs.system import HALF, choose, five, squeezed, system
-from configs.templates import BARE, turns
+from configs.templates import turns
 
 DEEPSEEK_7B: Part = {**LLAMA_7B, "vocab_size": 102400, "num_layers": 30, "max_positions": 16384}
 DEEPSEEK_1B: Part = {
@@ -53,24 +59,32 @@ ABOUT = {
     "parts": five(
         "SigLIP-L/16 at 384 px", "MLP, 2 layers", "DeepSeek LLM", "output layer of the codes", "VQ autoencoder"
     ),
-    "verified": "logits, greedy tokens, codes drawn with guidance, their pixels and export equal to transformers, at "
-    "small sizes; tiny trained to see, not to draw",
+    "verified": "logits, greedy tokens, codes drawn with guidance, their pixels and export equal to transformers, the "
+    "loss of text and codes and its gradients to torch's, at small sizes; tiny trained through its stages",
 }
+BEGIN, END, SEEN = "<begin_of_image>", "<end_of_image>", "<image_placeholder>"
+# What is seen as its tokens, what is drawn as its codes, both between the same two tokens.
+ITEM = f"('<image_out>' if part['type'] == 'image_out' else '{BEGIN}{SEEN}{END}')"
+# What codes are read and said through; the VQ autoencoder stays as it is.
+CODES = "codes/(embedding|(in|out)_fc[12]/.*)"
 
 
 def get_config(arg: str = "1b") -> dict:
     """The system at one of its SIZES, as a nested dict for `mmjax.configuration`."""
     llm, tiny = choose("janus", arg, SIZES), arg == "tiny"
     tower = {**tiny_tower(SIGLIP_L_384, tiny), **({"patch_size": 14} if tiny else {})}
-    small = {"codes": 16, "widths": (8, 8), "attention_levels": (1,), "blocks": 1, "groups": 4, "image_size": 8}
+    autoencoder = small_codes(VQ_16, tiny)
+    side = autoencoder["image_size"]
     codes = {
         "kind": "image_codes",
-        "autoencoder": {**VQ_16, **(small if tiny else {})},
+        "autoencoder": autoencoder,
         "width": llm["width"],
-        "grid": grid_of(tower),
+        "grid": (side // 2 ** (len(autoencoder["widths"]) - 1),) * 2,
         "first": llm["vocab_size"],
         "own": True,
+        "port": "image_out",
     }
+    settings = {"schedule": "constant", "b2": 0.95}
     return system(
         "janus",
         arg,
@@ -78,12 +92,22 @@ def get_config(arg: str = "1b") -> dict:
         encoders={"image": tower},
         projectors={"image": mlp(tower["width"], llm)},
         stages={
-            "adapt": stage(tiny, PROJECTORS, steps=10000, batch_size=256, learning_rate=1e-3, mode="plain"),
-            "instruct": stage(tiny, PROJECTORS, LLM, steps=20000, batch_size=128, learning_rate=4e-5),
+            "adapt": stage(
+                tiny, PROJECTORS, CODES, steps=20000, batch_size=256, learning_rate=1e-3, warmup=0.03, **settings
+            ),
+            "unify": stage(
+                tiny, PROJECTORS, CODES, LLM, steps=360000, batch_size=512, learning_rate=1e-4, warmup=5000 / 360000,
+                **settings,
+            ),
+            "instruct": stage(
+                tiny, ENCODERS, PROJECTORS, CODES, LLM, steps=80000, batch_size=128, learning_rate=4e-5, warmup=0.0,
+                **settings,
+            ),
         },
-        images={"image": squeezed(tower["image_size"], **HALF)},
-        template=turns("<|User|>:", "<|Assistant|>:", SYSTEM, between="\\n\\n", item=BARE),
+        images={"image": squeezed(tower["image_size"], **HALF), "image_out": code_images(side, BEGIN, END)},
+        template=turns("<|User|>:", "<|Assistant|>:", SYSTEM, between="\\n\\n", item=ITEM, in_order=True),
         lengths=(768, 1024, 2048),
-        media_tokens=None if tiny else {"image": ("<image_placeholder>", 100581)},
+        media_tokens={"image": (SEEN, 258 if tiny else 100581)},
+        controls=(BEGIN, END),
         codes=codes,
-    )
+    )  # fmt: skip

@@ -20,7 +20,8 @@ reasoning segmentation:
 What is to be drawn is a part of an answer among its words, {"type": "mask", "mask": FILE}, or "polygon" or "box".
 Words must follow it, as in "It is [SEG].", since only words train the end of an answer. The loss is 1.0 of the text's,
 2.0 of the masks' cross-entropy and 0.5 of their DICE. Masks are compared in the padded square at 256 x 256, where
-the published code resizes them to each image. Ask with `mmjax.infer.masks.generate_masks`.
+the published code resizes them to each image. `mmjax chat` and `mmjax generate` write what it draws as pictures, white
+inside; `mmjax.infer.masks.generate_masks` gives the numbers.
 
 Trained weights: xinlai/LISA-7B-v1.
 """

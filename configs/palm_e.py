@@ -8,7 +8,7 @@ r"""PaLM-E: what a robot sees and what its sensors say, among the words of a pla
     output projector    none: its plans are text, for policies that know such words
     modality generator  none
 
-A state may stand anywhere among the words, like an image: a part of a message of the port "state", a float array of 16
+A state may stand anywhere among the words, like an image: a part of a message `{"type": "state", "state": [...]}`, 16
 numbers here, scaled by whoever makes it. Neither PaLM nor its ViTs are public, so that all sizes start from random
 weights or from other LLMs; learning rates and steps are not published in full.
 
@@ -54,7 +54,10 @@ def get_config(arg: str = "12b") -> dict:
         stages={
             "plan": stage(tiny, ENCODERS, PROJECTORS, LLM, steps=50000, batch_size=128, learning_rate=1e-5),
         },
-        images={"image": squeezed(tower["image_size"], **HALF)},
+        images={
+            "image": squeezed(tower["image_size"], **HALF),
+            "state": {"vector_processor_type": "VectorProcessor", "size": NUMBERS},
+        },
         template=turns("Q:", "A:", item="'<' + part['type'] + '> '", in_order=True),
         lengths=(320, 512, 1024),
     )

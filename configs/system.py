@@ -68,6 +68,7 @@ def system(
     unmarked: tuple[str, ...] = (),
     new_rows: bool = False,
     signals: Mapping[str, tuple[str, ...]] | None = None,
+    controls: tuple[str, ...] = (),
     **model: Any,
 ) -> dict[str, Any]:
     """The whole of a training config, see `mmjax.recipes.assemble.TrainConfig`.
@@ -87,7 +88,10 @@ def system(
         new_rows: whether the rows of the ports' tokens are leaves of their own, so that they can be trained apart.
         signals: port of a generator -> the tokens that are its signal, which get rows behind those of the media. Not
             for tokenizers that have tokens for media: what stands behind those is not known here.
-        model: further fields of `MultimodalLMConfig`.
+        controls: control tokens that the template and the recipes write; a tokenizer that lacks some gets them behind
+            the placeholders.
+        model: further fields of `MultimodalLMConfig`. An image that stands in the text as its `codes` is printed by the
+            template as its port between angle brackets.
     """
     tiny = arg.startswith("tiny")
     # Of ports that share a signal, what a conversation shows is a part of the first.
@@ -106,6 +110,8 @@ def system(
         rows = {token: behind + number for number, token in enumerate(spelt)}
         model["signal_tokens"] = {port: tuple(rows[token] for token in tokens) for port, tokens in signals.items()}
     own = [port for port in encoders if port not in model.get("shared", {})]
+    # Images that are codes.
+    written = [model["codes"]["port"]] if "codes" in model else []
     return {
         "name": f"{name}:{arg}",
         "seed": 0,
@@ -131,15 +137,16 @@ def system(
             "tokenizer": "bytes" if tiny else None,
             "placeholders": {
                 **{port: f"<{port}>" for port in unmarked}, **{port: text for port, (text, _) in media_tokens.items()},
-                **{port: text for text, port in firsts.items()},
+                **{port: text for text, port in firsts.items()}, **{port: f"<{port}>" for port in written},
             },
+            "controls": controls,
             "signals": dict(signals or {}),
             "images": {port: dict(recipe) for port, recipe in images.items()},
             "template": template,
             "lengths": (64, 128, 256, 512) if tiny else lengths,
             "items": {
                 **dict.fromkeys(encoders, (0, 1)),
-                **{port: (0, 1, 2, 4) for port in signals or {} if port in images},
+                **{port: (0, 1, 2, 4) for port in (*(signals or {}), *written) if port in images},
             },
             "too_long": "truncate",
             "reader": None,

@@ -127,6 +127,27 @@ PLAIN = (
     + _content(BARE)
     + "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ ' ' }}{% endif %}{% endfor %}"
 )
+
+
+def separated(between: str, item: str = BARE) -> str:
+    """No names: what was asked, `between`, the answer, the end of the text; media where they stand among the words.
+
+    What an assistant alone says is a document.
+    """
+    return (
+        _FIRST + "{% for message in messages %}"
+        + _in_order(item)
+        + "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ '" + between + "' }}{% endif %}"
+        "{% endfor %}"
+    )
+
+
+def documents(talk: str) -> str:
+    """What an assistant alone says as a document without names; every other conversation as the template `talk`."""
+    alone = "messages | length == 1 and messages[0]['role'] == 'assistant'"
+    return "{% if " + alone + " %}" + separated(" ") + "{% else %}" + talk + "{% endif %}"
+
+
 # PaliGemma: images, then what is asked, a line's end, the answer.
 PREFIX = (
     "{% for message in messages %}"

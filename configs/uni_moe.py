@@ -10,7 +10,7 @@ r"""Uni-MoE: experts trained on one modality each, then mixed by a sparse router
 Stage 1 trains the projectors. Stage 2 sends every row to the experts of the modalities that it has, so that each learns
 its own; stage 3 lets a router send every token to two of them, and adapts the attention with LoRA. The paper's sound
 encoder is BEATs, for which AST stands; an expert there is a copy of the MLP that was adapted with LoRA, which is what
-the MLP with low-rank paths is. Steps, rates and the rank are this project's.
+the MLP with low-rank paths is. Steps, rates, the rank and the weight of the router's balancing loss are this project's.
 
     mmjax train --config uni_moe:7b --workdir runs/uni_moe --config.mesh.fsdp=-1 \
         --config.init.backbone=/models/vicuna-7b-v1.5 \
@@ -35,7 +35,8 @@ ABOUT = {
         "MLP (images), Q-Formers",
         "Vicuna with low-rank modality experts",
     ),
-    "verified": "equal to a second implementation in both routings; the text model at first; tiny trained",
+    "verified": "equal to a second implementation in both routings; the router's balancing loss equal to that of "
+    "transformers' Mixtral; the text model at first; tiny trained",
 }
 
 
@@ -74,7 +75,8 @@ def get_config(arg: str = "7b") -> dict:
                 fusion={"routing": "modality"}, **settings,
             ),
             "mix": stage(
-                tiny, PROJECTORS, FUSION, LORA, steps=20000, learning_rate=1e-4, lora=lora(rank, 2.0 * rank), **settings
+                tiny, PROJECTORS, FUSION, LORA, steps=20000, learning_rate=1e-4, lora=lora(rank, 2.0 * rank),
+                router_weight=0.01, **settings,
             ),
         },
         # A tiny Whisper takes a quarter of a second, which no recipe gives: it takes spectrograms as they are.

@@ -10,8 +10,9 @@ arXiv 2311.18799).
 
 Modalities are trained apart, the LLM never; together they work because each speaks the LLM's language. What an item is
 stands before it in words ("Image: ", "Audio: "), which the paper finds to matter: see the template. Its sound encoder
-is BEATs, for which AST stands here, which has the same sizes. Clouds of points have a port and no part of a record yet:
-they come as arrays. Learning rate and warm-up are InstructBLIP's, steps as far as published.
+is BEATs, for which AST stands here, which has the same sizes. A cloud of points is a part of a message,
+`{"type": "points", "path": "chair.ply"}`; one without colours is grey. Learning rate and warm-up are InstructBLIP's,
+steps as far as published.
 
     mmjax train --config x_instructblip:vicuna_7b --workdir runs/x_instructblip --config.mesh.fsdp=-1 \
         --config.init.backbone=/models/vicuna-7b-v1.1 --config.processor.reader=/models/bert-base-uncased \
@@ -71,7 +72,17 @@ def get_config(arg: str = "vicuna_7b") -> dict:
             "points": former(points, points["num_groups"] + 1),
         },
         stages={port: stage(tiny, f"projectors/{port}/.*", **settings) for port in ports},
-        images={"image": recipe, "video": frames({**recipe, "do_center_crop": False}, number), "audio": ear},
+        images={
+            "image": recipe,
+            "video": frames({**recipe, "do_center_crop": False}, number),
+            "audio": ear,
+            "points": {
+                "point_processor_type": "PointProcessor",
+                "num_points": points["num_points"],
+                "features": ("rgb",),
+                "fill": 0.4,
+            },
+        },
         template=cued(CUES),
         lengths=(128, 256, 512),
     )

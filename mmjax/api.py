@@ -18,27 +18,20 @@ from mmjax.data.collate import collate, target_positions
 from mmjax.data.contracts import Batch, TextStream
 from mmjax.data.conversation import parse_record
 from mmjax.data.processor import Processor
+from mmjax.infer.answers import Makers, Making, answer, begun, read_making
 from mmjax.infer.batch import answer_text
-from mmjax.infer.chat import TextStreamer
-from mmjax.infer.generate import GenerateOptions, Programs, check_request, generate, program_length, with_start
-from mmjax.infer.image_codes import (
-    CodePrograms,
-    WriteOptions,
-    asked_options,
-    generate_images,
-    place_codes,
-    rules_of,
-    text_only,
-)
-from mmjax.infer.media import MediaPrograms, draw_options, generate_media
+from mmjax.infer.chat import Reply, TextStreamer
+from mmjax.infer.gallery import open_gallery
+from mmjax.infer.generate import GenerateOptions, Programs, check_request, program_length, with_start
+from mmjax.infer.image_codes import WriteOptions, place_codes, rules_of
+from mmjax.infer.masks import scene_of
+from mmjax.infer.media_files import WITHOUT_SCENES, by_kind
+from mmjax.infer.retrieve import Gallery, Retrieved
 from mmjax.interop.huggingface.input_items import integers
 from mmjax.interop.huggingface.inputs import MEDIA_NAMES, TOKEN_TYPES, counted_positions, read_media
 from mmjax.interop.huggingface.token_types import bidirectional_groups
 from mmjax.model import MultimodalLM, MultimodalLMConfig
 from mmjax.save import save
-
-# What the media of a port are called in what `generate` gives.
-OUTPUTS = {"image_out": "images", "video_out": "videos", "audio_out": "audios"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +57,7 @@ class GenerateOutput:
         videos: likewise, [T, H, W, 3].
         audios: likewise, [samples].
         image_codes: of a model that writes images as tokens the codes of each row's images, int32 [h, w]; else None.
+        retrieved: port of a gallery -> for each row what was found for its signals; None without galleries.
     """
 
     tokens: np.ndarray
@@ -74,12 +68,7 @@ class GenerateOutput:
     videos: list[list[np.ndarray]] | None = None
     audios: list[list[np.ndarray]] | None = None
     image_codes: list[list[np.ndarray]] | None = None
-
-
-class Reply(str):
-    """A reply in a chat: a string that also carries the media which came with it."""
-
-    images: tuple[Any, ...] = ()
+    retrieved: dict[str, list[list[Retrieved]]] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -113,14 +102,9 @@ class Model:
         return Programs(self.module)
 
     @functools.cached_property
-    def drawing(self) -> MediaPrograms:
-        """The compiled programs of the generators; `drawing.compilations` counts them."""
-        return MediaPrograms(self.module)
-
-    @functools.cached_property
-    def code_programs(self) -> CodePrograms:
-        """The compiled programs between images and codes; `code_programs.compilations` counts them."""
-        return CodePrograms(self.module)
+    def makers(self) -> Makers:
+        """The compiled programs that make media; `makers.compilations` counts them."""
+        return Makers(self.module, self.generation)
 
     @functools.cached_property
     def _forward(self) -> Callable[..., Any]:
@@ -169,7 +153,7 @@ class Model:
                 raise ValueError(f"{name} is {array.shape}, input_ids is {tokens.shape}")
         types = media.pop(TOKEN_TYPES, None)
         if self.config.codes is not None:
-            tokens = place_codes(self.module, self.params, self.code_programs, tokens, media)
+            tokens = place_codes(self.module, self.params, self.makers.codes, tokens, media)
         placed = read_media(self.config, tokens, media)
         positions = given.get("position_ids")
         if positions is None:
@@ -236,40 +220,52 @@ class Model:
         decoder_input_ids: Any = None,
         **options: Any,
     ) -> GenerateOutput:
-        """Generates from every row; text and media as in `batch`, all else as `options_of`.
-
-        A model with generators also makes what it signals; `num_inference_steps`, `guidance_scale` and `seed` are then
-        those of `DrawOptions` too. One that writes images as tokens takes those of `asked_options`.
-        """
-        asked = None if self.config.codes is None else asked_options(self.module, options, self.batch)
-        drawn = draw_options(self.module, options)
+        """Generates from every row; text and media as in `batch`, all else as `options_of` and `making`."""
+        making = self.making(options)
         media = {name: options.pop(name) for name in MEDIA_NAMES if name in options}
         chosen = self.options_of(**options)
         batch = self.batch(input_ids, attention_mask, None, position_ids, decoder_input_ids, **media)
         batch = with_start(self.module, batch)
-        made: dict[str, Any] = {}
-        drawings = None
-        if asked is not None:
-            programs = self.programs, self.code_programs
-            out, drawings = generate_images(
-                self.module, self.params, batch, chosen, asked, *programs, generation=self.generation
-            )
-        elif drawn is None:
-            out = generate(self.module, self.params, batch, chosen, self.programs)
-        else:
-            programs = self.programs, self.drawing
-            out, made = generate_media(self.module, self.params, batch, chosen, drawn, *programs)
+        found = answer(self.module, self.params, batch, chosen, making, self.programs, self.makers)
         text = None
         if self.processor is not None:
-            spoken = out if asked is None else text_only(self.module, out)
-            rows = zip(spoken.tokens, spoken.lengths, strict=True)
+            rows = zip(found.spoken.tokens, found.spoken.lengths, strict=True)
             text = [answer_text(self.processor.tokenizer, row[:length], chosen) for row, length in rows]
         written = batch.texts[self.config.streams[-1]]
-        sequences = np.concatenate([np.asarray(written.tokens), out.tokens], axis=1)
-        found = {name: made.get(port) for port, name in OUTPUTS.items()}
-        if drawings is not None:
-            found = {**found, "images": drawings.images, "image_codes": drawings.codes}
-        return GenerateOutput(out.tokens, out.lengths, sequences, text, **found)
+        sequences = np.concatenate([np.asarray(written.tokens), found.out.tokens], axis=1)
+        media, retrieved = by_kind(found.made, making.galleries)
+        media = {name: media.get(name) for name in WITHOUT_SCENES}
+        rest = {"image_codes": found.codes, "retrieved": retrieved or None}
+        return GenerateOutput(found.out.tokens, found.out.lengths, sequences, text, **media, **rest)
+
+    def making(self, options: dict[str, Any]) -> Making:
+        """How media are made: those of `options` that only this reads are taken out.
+
+        Args:
+            options: num_inference_steps and guidance_scale of generators (with the seed that is there); galleries, port
+                of retrieval -> `Gallery`, and num_retrieved; of a model that writes images as tokens generation_mode,
+                guidance_scale, image_grid, negative_prompt or negative_prompt_ids (see `asked_options`).
+
+        Raises:
+            ValueError: options that the model knows nothing of, or that cannot work.
+        """
+        return read_making(self.module, options, self.batch, self.processor, self.generation)
+
+    def gallery(
+        self, port: str, images: str | os.PathLike | Sequence[str | os.PathLike], batch_size: int = 64
+    ) -> Gallery:
+        """A gallery for the option `galleries` of `generate`, embedded batch after batch with progress on stderr.
+
+        Args:
+            port: of retrieval.
+            images: a directory, or paths of images.
+            batch_size: images at a time.
+
+        Raises:
+            FileNotFoundError: no such directory, or no images in it.
+            ValueError: a port that retrieves nothing; no image that can be read. Some that cannot are a warning.
+        """
+        return open_gallery(self.module, self.params, self.need_processor("a gallery"), port, images, batch_size)
 
     def options_of(
         self, eos_token_id: Any = None, pad_token_id: int | None = None, **options: Any
@@ -327,15 +323,17 @@ class Model:
             messages: {"role", "content"} each; contents are strings or parts, as transformers or OpenAI
                 spell them: {"type": "image", "path": ...}, {"type": "text", "text": ...}.
             on_text: called with each piece of the reply as it comes.
-            options: as `options_of`.
+            options: as `options_of` and `making`.
 
         Raises:
             ValueError: no tokenizer, or a conversation that cannot be understood.
         """
         processor = self.need_processor("chat")
+        making = self.making(options)
         chosen = self.options_of(**options)
         conversation = parse_record({"messages": list(messages)}, "chat")
         sample = processor.sample(conversation, add_generation_prompt=True)
+        sample = begun(self.module, sample, making, processor, self.generation)
         batch = collate([sample], processor.plan, pad_id=chosen.pad_id)
         pieces = TextStreamer(lambda ids: answer_text(processor.tokenizer, ids, chosen))
 
@@ -345,10 +343,12 @@ class Model:
 
         check_request(self.module, batch, chosen)
         listener = None if on_text is None else receive
-        out = generate(self.module, self.params, batch, chosen, self.programs, listener)
+        programs = self.programs, self.makers
+        given = self.module, self.params, batch, chosen, making, *programs
+        found = answer(*given, on_tokens=listener, scenes=[scene_of(self.module, processor, conversation)])
         if on_text is not None and (rest := pieces.finish()):
             on_text(rest)
-        return Reply(answer_text(processor.tokenizer, out.tokens[0, : out.lengths[0]], chosen))
+        return Reply.of(found, making, processor.tokenizer, chosen)
 
     def need_processor(self, what: str) -> Processor:
         """The processor.

@@ -164,7 +164,9 @@ def _add_model(parser) -> None:
 
 
 def _add_sampling(parser) -> None:
-    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="default: 128")
+    parser.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help="default: 128; the length of an image, if each answer is one"
+    )
     parser.add_argument("--min-new-tokens", type=int, default=0, metavar="N", help="default: 0")
     parser.add_argument(
         "--temperature", type=float, default=0.0, metavar="T", help="default: 0, the likeliest token"
@@ -181,20 +183,75 @@ def _add_sampling(parser) -> None:
     parser.add_argument("--seed", type=int, default=0)
 
 
-def _sampling(args, model):
-    """GenerateOptions of the command line; the stop tokens are the model's."""
+def _add_drawing(parser) -> None:
+    group = parser.add_argument_group("models that draw")
+    group.add_argument("--steps", type=int, metavar="N", help="of a diffusion sampler; default: 50")
+    group.add_argument(
+        "--guidance-scale", type=float, metavar="S", help="1 is none; default: 7.5, of images as tokens the model's own"
+    )
+    group = parser.add_argument_group("models that write images as tokens (Janus, Emu3, Chameleon)")
+    group.add_argument(
+        "--generation-mode",
+        choices=("text", "interleaved", "image"),
+        help="image: every answer is one; interleaved: where the model begins one; default: the model's own",
+    )
+    group.add_argument(
+        "--image-grid", type=int, nargs=2, metavar=("H", "W"), help="height and width in tokens; default: as trained"
+    )
+    group.add_argument("--negative-prompt", metavar="TEXT", help="what guidance leads away from")
+    group = parser.add_argument_group("models that look images up (FROMAGe, GILL)")
+    group.add_argument(
+        "--gallery",
+        action="append",
+        default=[],
+        metavar="PORT=DIR",
+        help="look the signals of a port up among the images of a folder (repeatable)",
+    )
+    group.add_argument("--num-retrieved", type=int, metavar="K", help="images a signal gives; default: 1")
+
+
+def _galleries(args, model) -> dict:
+    """--gallery PORT=DIR, embedded."""
+    found = {}
+    for word in args.gallery:
+        port, equals, directory = word.partition("=")
+        if not (port and equals and directory) or port in found:
+            raise ConfigError(f"--gallery {word}: wanted is PORT=DIR, each port once")
+        found[port] = model.gallery(port, directory)
+    return found
+
+
+def _sampling(args, model, **more):
+    """(GenerateOptions, how media are made) of the command line; the stop tokens are the model's.
+
+    `more` stands for options of the command line, by their names in Python.
+    """
     if args.temperature < 0:
         raise ConfigError(f"--temperature must be 0 (the likeliest token) or more, got {args.temperature}")
-    return model.options_of(
-        max_new_tokens=args.max_new_tokens,
+    said = {
+        "num_inference_steps": args.steps,
+        "guidance_scale": args.guidance_scale,
+        "generation_mode": args.generation_mode,
+        "image_grid": args.image_grid,
+        "negative_prompt": args.negative_prompt,
+        "num_retrieved": args.num_retrieved,
+        "max_new_tokens": args.max_new_tokens,
+        **more,
+    }
+    options = {name: value for name, value in said.items() if value is not None}
+    options |= {"galleries": _galleries(args, model), "seed": args.seed}
+    making = model.making(options)
+    options.setdefault("max_new_tokens", 128)
+    chosen = model.options_of(
         min_new_tokens=args.min_new_tokens,
         do_sample=args.temperature > 0,
         temperature=args.temperature or 1.0,
         top_k=args.top_k,
         top_p=args.top_p,
         repetition_penalty=args.repetition_penalty,
-        seed=args.seed,
+        **options,
     )
+    return chosen, making
 
 
 def _load(args):
@@ -214,7 +271,11 @@ def _add_generate(commands) -> None:
         "generate",
         _generate,
         "answer every record of a file; the same command again goes on behind the last answer",
-        "mmjax generate demo_out/model -i questions.jsonl -o answers.jsonl --max-new-tokens 32",
+        """
+mmjax generate demo_out/model -i questions.jsonl -o answers.jsonl --max-new-tokens 32
+mmjax generate Janus-Pro-1B -i prompts.jsonl -o drawn.jsonl --generation-mode image
+What a model draws is written to a folder beside the answers, drawn/ here, and its lines name the files.
+""",
     )
     _add_model(parser)
     parser.add_argument("-i", "--input", required=True, type=Path, help=".jsonl or .json of conversations")
@@ -222,22 +283,16 @@ def _add_generate(commands) -> None:
     parser.add_argument("--batch-size", type=int, default=8, metavar="B", help="rows of a batch; default: 8")
     parser.add_argument("--image-root", metavar="DIR", help="where image paths start; default: beside -i")
     _add_sampling(parser)
-    group = parser.add_argument_group("models that draw", "what they make is written to a folder beside -o")
-    group.add_argument("--steps", type=int, metavar="N", help="of the sampler; default: 50")
-    group.add_argument("--guidance-scale", type=float, metavar="S", help="1 is none; default: 7.5")
+    _add_drawing(parser)
 
 
 def _generate(args) -> None:
     from mmjax.infer.batch import run_file
-    from mmjax.infer.media import draw_options
 
     if not args.input.is_file():
         raise FileNotFoundError(f"{args.input}: no such file")
     model = _load(args)
-    options = _sampling(args, model)
-    said = {"num_inference_steps": args.steps, "guidance_scale": args.guidance_scale}
-    said = {name: value for name, value in said.items() if value is not None}
-    draw = draw_options(model.module, {**said, "seed": options.seed})
+    options, making = _sampling(args, model)
     report = run_file(
         model.module,
         model.params,
@@ -249,8 +304,8 @@ def _generate(args) -> None:
         args.batch_size,
         model.programs,
         image_root=args.image_root,
-        draw=draw,
-        drawing=None if draw is None else model.drawing,
+        making=making,
+        makers=model.makers,
     )
     print(f"{args.output}: {report}")
 
@@ -264,30 +319,52 @@ def _add_chat(commands) -> None:
         """
 mmjax chat demo_out/model
 mmjax chat demo_out/model --image cat.png -m "What is this?"
+mmjax chat Janus-Pro-1B --generation-mode image -m "a red cat"
+What it draws is saved as reply_000_0.png and so on; in a conversation, /draw TEXT asks for an image.
 """,
     )
     _add_model(parser)
     parser.add_argument("-m", "--message", help="say this, print the answer and leave")
     parser.add_argument("--image", action="append", default=[], help="before the message (repeatable)")
     parser.add_argument("--system", help="a system message")
+    parser.add_argument(
+        "--media-dir", type=Path, default=Path("."), metavar="DIR", help="for what it draws; default: ."
+    )
     _add_sampling(parser)
+    _add_drawing(parser)
 
 
 def _chat(args) -> None:
-    from mmjax.infer.chat import ChatSession, interactive
+    from mmjax.infer.chat import ChatSession, interactive, save_media
 
     if args.image and args.message is None:
         raise ConfigError("--image needs -m MESSAGE; in a conversation, type /image PATH")
     model = _load(args)
-    options = _sampling(args, model)
+    codes, drawing, more = model.config.codes, None, {}
+    if codes is not None and args.message is None:
+        _, drawing = _sampling(args, model, generation_mode="image")
+        if codes.begin is None and args.generation_mode is None:
+            # It begins no image by itself: what is said of images is said of those of /draw.
+            more = dict.fromkeys(("guidance_scale", "image_grid", "negative_prompt"))
+    options, making = _sampling(args, model, **more)
     session = ChatSession(
-        model.module, model.params, model.processor, options, model.programs, system=args.system
+        model.module,
+        model.params,
+        model.processor,
+        options,
+        model.programs,
+        system=args.system,
+        making=making,
+        makers=model.makers,
+        drawing=drawing,
     )
     if args.message is None:
-        interactive(session)
+        interactive(session, directory=args.media_dir)
     else:
-        session.reply(args.message, args.image, lambda piece: print(piece, end="", flush=True))
+        reply = session.reply(args.message, args.image, lambda piece: print(piece, end="", flush=True))
         print()
+        for line in save_media(reply, args.media_dir):
+            print(line)
 
 
 # convert, export

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.backbones import BACKBONES
+from mmjax.backbones.decoder import NO_ROUTERS
 from mmjax.config import ConfigError, check_choice
 from mmjax.data.contracts import Batch, Media, TextStream
 from mmjax.encoders import ENCODERS
@@ -212,8 +213,8 @@ class MultimodalLM:
         Raises:
             ConfigError: router_logits of a backbone without experts.
         """
-        if router_logits and getattr(self.config.backbone, "moe", None) is None:
-            raise ConfigError("router_logits: backbone.moe is None, so there are no routers")
+        if router_logits and getattr(self.config.backbone, "router_top_k", None) is None:
+            raise ConfigError(NO_ROUTERS)
         text = texts[self.config.streams[-1]]
         memory = self.inside(text, media, media_owner)
         if "query" in self.config.streams:
@@ -326,6 +327,31 @@ class MultimodalLM:
         words = self._backbone(params, "embed", jnp.where(is_code, 0, tokens))
         written = self.codes(params, "embed", jnp.where(is_code, tokens - codes.first, 0))
         return jnp.where(is_code[..., None], written.astype(words.dtype), words)
+
+    def with_codes(self, params: dict[str, Any], batch: Batch) -> Batch:
+        """The batch with the codes of its images in its text, where it has images as codes; else as it is.
+
+        Args:
+            params: of `ImageCodes` at least.
+            batch: in every row a run of blanks for each image of `targets[codes.port]["media"]` [B, R, H, W, 3], in
+                order; a text that was cut off may have fewer.
+        """
+        config = self.config.codes
+        if config is None or config.port not in (batch.targets or {}):
+            return batch
+        targets = dict(batch.targets)
+        images, name = jnp.asarray(targets.pop(config.port)["media"]), self.config.streams[-1]
+        text = batch.texts[name]
+        # In float32: rounded features would be nearest to other codes.
+        module, images = ImageCodes(config), images.astype(jnp.float32)
+        flat = images.reshape(-1, *images.shape[2:])
+        found = module.apply({"params": params["codes"]}, flat, method="encode")
+        found = jax.lax.stop_gradient(jnp.asarray(config.tokens())[found].reshape(images.shape[0], -1))
+        tokens = jnp.asarray(text.tokens)
+        blank = tokens == config.blank
+        number = jnp.clip(jnp.cumsum(blank, axis=1) - 1, 0, found.shape[1] - 1)
+        tokens = jnp.where(blank, jnp.take_along_axis(found, number, axis=1), tokens)
+        return batch.replace(texts={**batch.texts, name: text.replace(tokens=tokens)}, targets=targets or None)
 
     def codes(self, params: dict[str, Any], method: str, values: jax.Array) -> jax.Array:
         """A method of `ImageCodes`: "encode", "decode", "embed" or "logits"."""

@@ -135,6 +135,8 @@ class MultimodalLMConfig:
         codes, vocab = self.codes, self.backbone.vocab_size
         if codes is None:
             return
+        if codes.port in (*self.encoders, *self.generators):
+            raise ConfigError(f"codes.port: {codes.port!r} is the port of an encoder or generator too")
         if codes.width != self.backbone.width:
             raise ConfigError(f"codes.width is {codes.width}; the backbone's is {self.backbone.width}")
         if codes.own and codes.first != vocab:
@@ -232,7 +234,8 @@ class MultimodalLMConfig:
     @property
     def processor_options(self) -> dict[str, Any]:
         """What a processor must know of the model: `plan_options`, and fields that are the processor's own."""
-        return {**self.plan_options, "views": self.views, "signals": self.signal_tokens}
+        codes = None if self.codes is None else self.codes.layout
+        return {**self.plan_options, "views": self.views, "signals": self.signal_tokens, "codes": codes}
 
     def _axes(self, port: str, grid: tuple[int, int, int], seconds: float | None) -> tuple[tuple[int, int, int], float]:
         """(time, height, width) of a packed item in LLM tokens, and its positions a unit of time."""

@@ -51,7 +51,8 @@ def from_pretrained(
             directory, or the name of a repository on the hub.
         dtype: of computation, "float32" or "bfloat16".
         param_dtype: of the weights, if it is to differ from `dtype`.
-        mesh: a `jax.sharding.Mesh` to place the weights on, leaf by leaf as they are read; not of a pipeline.
+        mesh: a `jax.sharding.Mesh` to place the weights on, leaf by leaf as they are read; those of a pipeline
+            once all are read. Not of a single component of a pipeline.
         skip: parts of a pipeline to leave out, such as "safety_checker".
 
     Raises:
@@ -69,9 +70,7 @@ def from_pretrained(
     if (place / checkpoint.METADATA).exists():
         return _from_mmjax(place, dtype, param_dtype, mesh)
     if (place / INDEX).exists():
-        if mesh is not None:
-            raise ValueError(f"{place}: a pipeline's weights are not placed on a mesh here")
-        return load_pipeline(place, dtype, param_dtype, skip)
+        return load_pipeline(place, dtype, param_dtype, skip, mesh)
     if is_component(place):
         if mesh is not None:
             raise ValueError(f"{place}: a diffusion component's weights are not placed on a mesh here")
@@ -142,7 +141,7 @@ def _from_huggingface(place: Path, dtype: str, param_dtype: str, mesh: Any) -> L
         images = any(
             (place / name).exists() for name in ("preprocessor_config.json", "processor_config.json")
         )
-        if not config.encoders or not images:
+        if not images or not (config.encoders or config.codes):
             processor = Processor(
                 tokenizer,
                 {},

@@ -13,6 +13,7 @@ import configs
 from mmjax import cli
 from mmjax.config import from_dict
 from mmjax.configuration import load_config, to_plain
+from mmjax.data.code_images import CodeImages
 from mmjax.data.collate import collate
 from mmjax.data.contracts import TextStream
 from mmjax.data.conversation import Conversation, MediaPart, Message, TextPart
@@ -21,6 +22,7 @@ from mmjax.data.media_targets import SoundTargets, VideoTargets
 from mmjax.data.recipes import Whole
 from mmjax.data.region_processor import RegionProcessor
 from mmjax.data.regions import Region
+from mmjax.data.targets import OUT
 from mmjax.distributed.mesh import MeshConfig, make_mesh
 from mmjax.distributed.rules import shardings
 from mmjax.encoders.text import TextEncoderConfig
@@ -89,6 +91,7 @@ TOKENS = {
     "mobilevlm": {"image": 144},
     "sphinx": {"image": 256},
     "blip_2": {"image": 32},
+    "dlp": {"image": 32},
     "minigpt_v2": {"image": 256},
     "mplug_owl": {"image": 65},
     "kosmos_1": {"image": 64},
@@ -137,8 +140,8 @@ def size_of(params):
 SIZES = [f"{name}:{size}" for name in SYSTEMS for size in configs.SYSTEMS[name]["sizes"]]
 # Each takes seconds to trace, for it has several towers or a UNet; what they are made of is in others too.
 MANY_TOWERS = (
-    "chatbridge", "docpedia", "dreamllm", "gill", "lisa", "minigpt_5", "next_gpt", "osprey", "sphinx", "uni_moe",
-    "x_instructblip", "x_llm",
+    "chatbridge", "codi_2", "docpedia", "dreamllm", "emu3", "gill", "kosmos_g", "lisa", "minigpt_5", "next_gpt",
+    "osprey", "sphinx", "uni_moe", "x_instructblip", "x_llm",
 )  # fmt: skip
 QUICK_SIZES = [f"{name}:{configs.SYSTEMS[name]['sizes'][0]}" for name in SYSTEMS if name not in MANY_TOWERS]
 
@@ -199,10 +202,14 @@ def source_of(port, processor, model):
     """Something to open for a port: an image, frames, samples, or an array as the encoder takes it."""
     rng = np.random.default_rng(0)
     recipe = processor.images.get(port)
+    if isinstance(recipe, CodeImages):
+        return rng.integers(0, 256, (31, 44, 3), np.uint8)
     if recipe is None:
         return rng.normal(size=model.encoders[port].item_shape).astype(np.float32)
     if port == "audio":
         return rng.normal(size=9000).astype(np.float32) / 9
+    if port in ("points", "state"):
+        return rng.random(recipe.item_shape).astype(np.float32)
     if isinstance(recipe, RegionProcessor):
         return Region(box=(0.2, 0.3, 0.7, 0.9))
     frames = rng.integers(0, 256, (6, 31, 44, 3), np.uint8)
@@ -235,11 +242,14 @@ def with_captions(processor, config, directory):
 
 def conversations(processor, model):
     """One with every port, and one with the last port alone, or with what its regions are of."""
+    codes = [] if model.codes is None else [model.codes.port]
     shown = [port for port in model.encoders if port not in model.views]
+    # Images that are codes wherever they stand.
+    shown += [port for port in codes if not port.endswith(OUT)]
     last = shown[-1]
     # Ports that share another's signal read the parts of that one.
     own = {port for port in model.generators if getattr(processor.images.get(port), "of", port) == port}
-    own = [port for port in model.generators if port in processor.images and port in own]
+    own = [port for port in model.generators if port in processor.images and port in own] + codes
     for number, ports in enumerate((shown, [model.regions[last], last] if last in model.regions else [last])):
         drawn = [made(port, processor, number) for port in own]
         media = tuple(MediaPart(port, source_of(port, processor, model)) for port in ports)
@@ -285,7 +295,8 @@ def test_tiny_trains_what_each_stage_says(name, tmp_path):
         mode = stage.data["mode"]
         talks = [as_caption(talk) if mode == "plain" else talk for talk in conversations(processor, config.model)]
         samples = [processor.sample(talk, mode=mode) for talk in talks]
-        assert all(sample.num_targets and sum(map(len, sample.item_tokens.values())) for sample in samples)
+        shown = [sum(map(len, sample.item_tokens.values())) + len(sample.targets) for sample in samples]
+        assert all(shown) and all(sample.num_targets for sample in samples)
         batch = with_instruction(collate(samples, processor.plan), config.model)
 
         adapted, tree = adapt(model, params, stage)

@@ -68,6 +68,8 @@ from mmjax.projectors.linear import LinearProjectorConfig
 from mmjax.projectors.mlp import MLPProjectorConfig
 from mmjax.projectors.perceiver import PerceiverConfig
 from mmjax.projectors.pooled import PooledProjectorConfig
+from mmjax.projectors.prompted import PromptedConfig
+from mmjax.projectors.prompter import PrompterConfig
 from mmjax.projectors.qformer import QFormerConfig
 from mmjax.projectors.regions.region_tokens import RegionTokensConfig
 from mmjax.projectors.resampler import ResamplerConfig
@@ -135,6 +137,9 @@ PROJECTOR = {
     "mlp": lambda channels, count: MLPProjectorConfig(channels, 14, WIDTH),
     "pooled": lambda channels, count: PooledProjectorConfig(channels, WIDTH, num_local=count - 1, hidden=14),
     "qformer": lambda channels, count: QFormerConfig(channels, WIDTH, num_features=count, **QFORMER),
+    "prompted": lambda channels, count: PromptedConfig(
+        QFormerConfig(channels, WIDTH, num_features=count, **QFORMER), PrompterConfig(VOCABULARY, 3, 12, 1, 2, 14)
+    ),
     "perceiver": lambda channels, count: PerceiverConfig(
         channels, WIDTH, latent_width=WIDTH, input_map="linear", num_features=count, **PERCEIVER
     ),

@@ -28,6 +28,7 @@ from mmjax.nn.sincos import sincos_1d
 from mmjax.nn.stack import init_stack, run_stack, side_by_side
 
 POSITIONS = ("rotary", "learned", "sinusoidal", "alibi")
+NO_ROUTERS = "router_logits: backbone.moe is None and backbone.fusion does not route, so there are no routers"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,6 +183,11 @@ class DecoderConfig:
         """For each layer, whether it is windowed."""
         pattern = self.window_pattern if self.sliding_window is not None else (False,)
         return tuple(pattern[layer % len(pattern)] for layer in range(self.num_layers))
+
+    @property
+    def router_top_k(self) -> int | None:
+        """How many experts of a layer a token is routed to, be they the layers' own or the fusion's; None: to none."""
+        return getattr(self.fusion, "router_top_k", None) if self.moe is None else self.moe.top_k
 
     @property
     def block(self) -> BlockConfig:
@@ -356,11 +362,11 @@ class Decoder(nn.Module):
             hidden [B, T, D], and the cache; with `router_logits`, third, float32 [L, B, T, E].
 
         Raises:
-            ConfigError: router_logits of a decoder without experts.
+            ConfigError: router_logits of a decoder whose tokens are not routed to experts.
         """
         c = self.config
-        if router_logits and c.moe is None:
-            raise ConfigError("router_logits: backbone.moe is None, so there are no routers")
+        if router_logits and c.router_top_k is None:
+            raise ConfigError(NO_ROUTERS)
         x = constrain(embeddings.astype(self.dtype), "batch", "length", "act_embed")
         if c.position == "learned":
             x = x + self.position_table()[positions + c.position_offset].astype(self.dtype)

@@ -3,8 +3,10 @@
 Known formats, told apart by their keys: `{"messages": [{"role", "content"}]}`, where the content is a string,
 a list of HF parts (`{"type": "image", "path" | "url" | "image" | "base64": ...}`, and for regions of an image
 `{"type": "region", "box" | "mask" | "polygon" | "point": ...}`) or of OpenAI parts (`{"type": "image_url",
-"image_url": {"url": ...}}`); and LLaVA's (ShareGPT's) JSON, `{"id", "image", "conversations": [{"from", "value"}]}`,
-in which `<image>` marks where an image stands. Nothing is opened here: a `MediaPart` says where the bytes are.
+"image_url": {"url": ...}}`), clouds of points (`{"type": "points", "path" | "points": ...}`) and vectors of numbers
+(`{"type": "state", "state": [...]}`); and LLaVA's (ShareGPT's) JSON, `{"id", "image", "conversations": [{"from",
+"value"}]}`, in which `<image>` marks where an image stands. Nothing is opened here: a `MediaPart` says where the bytes
+are.
 """
 
 import base64
@@ -13,17 +15,20 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 from mmjax.config import nearest
 from mmjax.data.regions import Region, RegionError, region_of
 
 ROLES = ("system", "user", "assistant", "tool")
-PORTS = ("image", "video", "audio")
+PORTS = ("image", "video", "audio", "points")
+# Parts whose numbers stand in the record itself, or in a file.
+VECTORS = ("state",)
 # Parts that are regions of an image: those that are shown to a model, and masks that it is to draw.
 REGIONS = ("region", "mask")
 # What a record may list and a text mark.
-_LISTED = (*PORTS, "region")
+_LISTED = (*PORTS, *VECTORS, "region")
 _LLAVA_ROLES = {"human": "user", "gpt": "assistant"}
 
 
@@ -130,6 +135,8 @@ class _Reader:
         for key in (f"{port}s", port):
             if record.get(key) is not None:
                 value = record[key]
+                if port in VECTORS and isinstance(value, (list, tuple)) and isinstance(next(iter(value), None), Real):
+                    return [value]
                 return list(value) if isinstance(value, (list, tuple)) else [value]
         return None
 
@@ -228,7 +235,7 @@ class _Reader:
             if not isinstance(text, str) or not text:
                 raise self.error(f"{where}: a text part needs a text that is not empty, found {text!r}")
             return TextPart(text)
-        if kind in PORTS:
+        if kind in (*PORTS, *VECTORS):
             caption = part.get("caption")
             if caption is not None and (not isinstance(caption, str) or not caption):
                 raise self.error(f"{where}.caption must be a text that is not empty, found {caption!r}")
@@ -255,7 +262,7 @@ class _Reader:
             value = part.get(kind)
             data = value.get("data") if isinstance(value, Mapping) else value
             return MediaPart("audio", self._decode(data, f"{where}.{kind}"))
-        known = ("text", *PORTS, *REGIONS, *(f"{port}_url" for port in PORTS), "input_audio")
+        known = ("text", *PORTS, *VECTORS, *REGIONS, *(f"{port}_url" for port in PORTS), "input_audio")
         hint = nearest(str(kind), known)
         raise self.error(f"{where}: unknown part type {kind!r}; the types are {', '.join(known)}.{hint}")
 

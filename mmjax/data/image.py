@@ -89,6 +89,8 @@ class ImageProcessor:
 
         pad_to_square: first pad with the mean colour to a square ("expand2square" of LLaVA-1.5, arXiv
             2310.03744; `do_pad` of transformers' LlavaImageProcessor).
+        min_size: above 0 the longer side becomes that of `size`, the shorter no less than this, and only then the
+            image is padded (Janus); 0: as above.
         alpha, max_pixels: see `open_image`.
 
     `size` is {"shortest_edge": s}, {"shortest_edge": s, "longest_edge": l} or {"height": h, "width": w}.
@@ -106,6 +108,7 @@ class ImageProcessor:
     image_std: tuple[float, ...] = OPENAI_STD
     do_convert_rgb: bool = True
     pad_to_square: bool = False
+    min_size: int = 0
     alpha: str = "white"
     max_pixels: int = MAX_PIXELS
 
@@ -146,7 +149,7 @@ class ImageProcessor:
         values = {**_FAMILIES[family], **{key: value for key, value in config.items() if value is not None}}
         if values.get("do_pan_and_scan"):
             raise ImageError(f"image processor {type_name!r} with do_pan_and_scan is not known here")
-        if values.get("do_pad") and family != "Llava":
+        if values.get("do_pad") and family not in ("Llava", "Janus"):
             raise ImageError(f"image processor {type_name!r} with do_pad is not known here")
         square = values.pop("default_to_square")
         values["size"] = _size_dict(values["size"], square)
@@ -167,7 +170,7 @@ class ImageProcessor:
             if getattr(self, key) != default
         }
         config = dataclasses.asdict(self)
-        for key in ("pad_to_square", "alpha", "max_pixels"):
+        for key in ("pad_to_square", "alpha", "max_pixels", *(() if self.min_size else ("min_size",))):
             del config[key]
         for key in ("size", "crop_size"):
             config[key] = dict(config[key])
@@ -176,7 +179,9 @@ class ImageProcessor:
         family = "Llava" if self.pad_to_square else "CLIP" if self.do_center_crop else "Siglip"
         if family == "Siglip":
             del config["do_center_crop"], config["crop_size"]
-        if self.pad_to_square:
+        if self.min_size:
+            family, config["do_pad"] = "Janus", self.pad_to_square
+        elif self.pad_to_square:
             config["do_pad"] = True
         if own:
             config["mmjax"] = own
@@ -186,7 +191,7 @@ class ImageProcessor:
         """(height, width) of every output, or None where it depends on the image."""
         if self.do_center_crop:
             return self.crop_size["height"], self.crop_size["width"]
-        if self.do_resize and "height" in self.size:
+        if self.do_resize and "height" in self.size and (self.pad_to_square or not self.min_size):
             return self.size["height"], self.size["width"]
         if self.do_resize and self.pad_to_square:
             return self.size["shortest_edge"], self.size["shortest_edge"]
@@ -210,16 +215,22 @@ class ImageProcessor:
     def __call__(self, image: Any, name: str = "") -> np.ndarray:
         """Opens (see `open_image`) and processes one image; returns float32 [H, W, 3]."""
         image = self.open(image, name)
-        if self.pad_to_square:
-            image = _pad_to_square(image, tuple(int(255 * mean) for mean in self.image_mean))
+        colour = tuple(int(255 * mean) for mean in self.image_mean)
+        if self.pad_to_square and not self.min_size:
+            image = _pad_to_square(image, colour)
         if self.do_resize:
             height, width = resized_size(image.height, image.width, self.size)
+            if self.min_size:
+                scale = self.size["height"] / max(image.size)
+                height, width = (max(round(side * scale), self.min_size) for side in (image.height, image.width))
             if height * width > self.max_pixels:
                 raise ImageError(
                     f"{_label(name, 'image')}: {image.width}x{image.height} would be resized to "
                     f"{width}x{height}, more than the limit of {self.max_pixels} pixels"
                 )
             image = image.resize((width, height), resample=self.resample)
+        if self.pad_to_square and self.min_size:
+            image = _pad_to_square(image, colour)
         pixels = np.asarray(image)
         if self.do_center_crop:
             pixels = _center_crop(pixels, self.crop_size["height"], self.crop_size["width"])
@@ -242,6 +253,10 @@ _FAMILIES = {
     "Siglip": _PLAIN,
     "Gemma3": {**_PLAIN, "resample": 2},
     "Idefics": {**_PLAIN, "image_mean": OPENAI_MEAN, "image_std": OPENAI_STD},
+    "Janus": {
+        **_PLAIN, "size": {"height": 384, "width": 384}, "image_mean": OPENAI_MEAN, "image_std": OPENAI_STD,
+        "min_size": 14, "do_pad": True,
+    },
     "ViT": {**_PLAIN, "default_to_square": True, "resample": 2},
     "Blip": {
         **_CLIP,

@@ -183,10 +183,14 @@ def target_recipe(config: Mapping[str, Any]) -> MediaTargets | RetrievalTargets 
     return KINDS[kind](**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
 
 
-def filled(image: Image.Image, height: int, width: int) -> np.ndarray:
-    """float32 [H, W, 3] from -1 to 1: resized until neither side is shorter, and cut evenly."""
+def shaped(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Resized until neither side is shorter, and cut evenly."""
     scale = max(height / image.height, width / image.width)
     size = (max(round(image.width * scale), width), max(round(image.height * scale), height))
     left, top = (size[0] - width) // 2, (size[1] - height) // 2
-    image = image.resize(size, Image.Resampling.BICUBIC).crop((left, top, left + width, top + height))
-    return np.asarray(image, np.float32) / 127.5 - 1
+    return image.resize(size, Image.Resampling.BICUBIC).crop((left, top, left + width, top + height))
+
+
+def filled(image: Image.Image, height: int, width: int) -> np.ndarray:
+    """float32 [H, W, 3] from -1 to 1 of what is `shaped`."""
+    return np.asarray(shaped(image, height, width), np.float32) / 127.5 - 1

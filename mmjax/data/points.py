@@ -2,17 +2,21 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mmjax.config import nearest
 from mmjax.data.point_files import Cloud, PointError, from_columns, read_points, suffix_of
 
 MAX_POINTS = 10_000_000
 SAMPLINGS = ("random", "farthest", "first")
 PADDINGS = ("repeat", "mark")
 FEATURES = ("rgb", "normals")
+# Of preprocessor_config.json, which no class of transformers has for points.
+TYPE_KEY = "point_processor_type"
 
 
 def open_points(
@@ -106,6 +110,26 @@ class PointProcessor:
         for name in ("features", "columns"):
             if not set(getattr(self, name)) <= set(FEATURES):
                 raise PointError(f"{name} are {getattr(self, name)}; wanted some of {', '.join(FEATURES)}")
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> "PointProcessor":
+        """Reads what `to_hf` gave; what it leaves out has the defaults here.
+
+        Raises:
+            PointError: options that there are not, or no number of points.
+        """
+        given = {key: value for key, value in config.items() if key != TYPE_KEY}
+        fields = {field.name for field in dataclasses.fields(cls)}
+        for name in given.keys() - fields:
+            raise PointError(f"a recipe of points has no {name!r}.{nearest(name, fields)} It has {', '.join(fields)}")
+        if "num_points" not in given:
+            raise PointError("a recipe of points needs num_points")
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
+
+    def to_hf(self) -> dict[str, Any]:
+        """The preprocessor_config.json that says the same; lists are tuples there."""
+        values = dataclasses.asdict(self)
+        return {TYPE_KEY: "PointProcessor", **{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}}
 
     @property
     def item_shape(self) -> tuple[int, ...]:

@@ -11,9 +11,17 @@ from typing import Any, Literal
 import numpy as np
 
 from mmjax.data.answers import without_targets
-from mmjax.data.chat_template import MediaSpan, Shown, Span, encode_branches, encode_conversation, encode_plain
+from mmjax.data.chat_template import (
+    Shown,
+    TextSpan,
+    encode_branches,
+    encode_conversation,
+    encode_plain,
+)
+from mmjax.data.code_images import CodeImages, CodeLayout, as_codes
 from mmjax.data.conversation import Conversation, MediaPart, TextPart, parse_record
 from mmjax.data.items import Layout, MediaSize, TokenPlanError
+from mmjax.data.merged_ports import counted, gathered
 from mmjax.data.recipes import Recipe, recipe_from_hf, source_of
 from mmjax.data.region_places import image_numbers, placement
 from mmjax.data.region_processor import RegionProcessor
@@ -47,6 +55,8 @@ class Processor:
             both ways, what is read inside the backbone, and what a decoder of its own starts with.
         signals: port of a generator -> the ids that stand for what it is to draw; the recipe of such a port in `images`
             is a `MaskTargets`.
+        codes: how images stand in texts as codes, whose port's recipe in `images` is a `CodeImages`; the model's config
+            says it. None: they do not.
         wording: which of `mmjax.data.wording.WORDINGS` says what stands around and between the tokens of an item;
             None: nothing does.
         names: what transformers' processor says of itself: tokens by the names that the wording calls them, and numbers
@@ -79,10 +89,11 @@ class Processor:
     reader: Tokenizer | None = None
     views: Mapping[str, str] = dataclasses.field(default_factory=dict)
     signals: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    codes: CodeLayout | None = None
 
     def __post_init__(self):
         for port in (*self.images, *self.placeholders):
-            if port not in self.ports and port not in self.signals:
+            if port not in (*self.ports, *self.made, *self.merged):
                 raise ValueError(f"port {port!r} has no media token; ports: {list(self.ports)}")
 
     @property
@@ -91,14 +102,38 @@ class Processor:
         return (*self.media_tokens, *(port for port in self.inside if port not in self.media_tokens))
 
     @property
+    def made(self) -> tuple[str, ...]:
+        """The ports of what the model makes: whose items stand in the text as signals, or as codes."""
+        return (*self.signals, *(() if self._code_images is None else (self.codes.port,)))
+
+    @property
+    def merged(self) -> dict[str, str]:
+        """Ports of conversations whose sources become items of one of the model's, see `Wording.becomes`."""
+        ports = {*self.ports}
+        return {port: own for port, own in self.said.becomes.items() if port not in ports and own in ports}
+
+    @property
+    def _code_images(self) -> CodeImages | None:
+        """The recipe of images as codes. Without one there are none, whatever the model could do."""
+        recipe = None if self.codes is None else self.images.get(self.codes.port)
+        return recipe if isinstance(recipe, CodeImages) else None
+
+    @functools.cached_property
+    def code_run(self) -> TextSpan | None:
+        """An image as codes, see `CodeImages.run`; None where there are no such images."""
+        recipe = self._code_images
+        return None if recipe is None else recipe.run(self.codes, self.tokenizer)
+
+    @property
     def plan(self) -> TokenPlan:
         """The token plan that samples are made with; hand the same one to `collate` and the pipeline."""
-        shapes = {port: recipe.item_shape for port, recipe in self.images.items() if port not in self.signals}
+        apart = {*self.made, *self.merged}
+        shapes = {port: recipe.item_shape for port, recipe in self.images.items() if port not in apart}
         return TokenPlan(
             count=self.count,
             media_tokens=self.media_tokens,
             item_shapes={port: shape for port, shape in shapes.items() if shape is not None},
-            drawn={port: self.images[port].specs for port in self.signals if port in self.images},
+            drawn={port: self.images[port].specs for port in self.made if port in self.images},
             layouts=self.layouts,
             axes=self.axes,
             bidirectional=self.bidirectional,
@@ -130,8 +165,8 @@ class Processor:
             FileNotFoundError: naming the sample and the path of an image.
         """
         plan, name = self.plan, conversation.name
-        conversation = with_views(with_outputs(conversation, self.signals), self.views)
-        parts = {port: conversation.media(port) for port in {*plan.ports, *conversation.ports} - {*self.signals}}
+        conversation = with_views(with_outputs(conversation, self.made), self.views)
+        parts = {port: conversation.media(port) for port in {*plan.ports, *conversation.ports} - {*self.made}}
         regional = [port for port in parts if isinstance(self.images.get(port), RegionProcessor)]
         opened = {
             port: [self._open(part, i, name) for i, part in enumerate(p)]
@@ -139,12 +174,20 @@ class Processor:
             if port not in regional
         }
         opened |= {port: self._open_regions(conversation, port, opened) for port in regional}
-        shown = {port: [self._pieces(plan, port, said, name) for _, said in opened[port]] for port in plan.ports}
+        shown = {
+            port: [self._pieces(plan, port, said, name) for _, said in opened.get(port, ())]
+            for port in (*plan.ports, *self.merged)
+        }
         branches = self._encode(conversation, add_generation_prompt, mode, shown)
         if add_generation_prompt and self.start_token is not None:
             # The answer is yet to come: an encoder-decoder reads earlier ones like all the rest.
             branches = [without_targets(branch) for branch in branches]
-        branches = [_counted(as_signals(branch, conversation, self.signals), opened) for branch in branches]
+        branches = [as_signals(branch, conversation, self.signals) for branch in branches]
+        if self.code_run is not None:
+            run = self.codes.port, self.code_run, self.tokenizer.eos_id
+            branches = [as_codes(branch, conversation, *run) for branch in branches]
+        opened, places = gathered(conversation, opened, self.merged)
+        branches = [counted(branch, opened, places) for branch in branches]
         sizes = {port: [size for _, said in media for size in said.sizes] for port, media in opened.items()}
         if conversation.branches:
             planned = [plan.plan_sample(branch, sizes, name, branch=True) for branch in branches]
@@ -157,9 +200,10 @@ class Processor:
             if port in regional:
                 process = functools.partial(process, name=f"{name}: {port}")
             arrays: list[np.ndarray] = []
-            for source, _ in opened[port]:
+            recipes = places.recipes.get(port, (port,) * len(opened[port]))
+            for (source, _), own in zip(opened[port], recipes, strict=True):
                 if len(arrays) < len(counts):
-                    made = process(source)
+                    made = process(source) if own == port else self.images[own](source)
                     arrays += made if isinstance(made, list) else [made]
             media[port] = arrays
         if any(media.get(port) for port in self.instructed):
@@ -176,7 +220,7 @@ class Processor:
         images = {port: [image for image, _ in media] for port, media in opened.items()}
         found = {
             port: self.images[port].targets(conversation, port, images)
-            for port in self.signals
+            for port in self.made
             if port in self.images
         }
         return {port: arrays for port, arrays in found.items() if arrays is not None}
@@ -250,7 +294,7 @@ class Processor:
         return WORDINGS.get(self.wording or "", Wording())
 
     def _pieces(self, plan: TokenPlan, port: str, source: Source, name: str) -> tuple[Piece, ...]:
-        tokens = [plan.tokens_of(port, size, name) for size in source.sizes]
+        tokens = [plan.tokens_of(self.merged.get(port, port), size, name) for size in source.sizes]
         names = {**self.said.names, **self.tokenizer.named_tokens, **self.names}
         return self.said.of(port, source._replace(tokens=tokens), names)
 
@@ -262,7 +306,8 @@ class Processor:
         if mode != "chat":
             raise ValueError(f'mode is {mode!r}; wanted "chat" or "plain"')
         encode = encode_branches if conversation.branches else encode_conversation
-        spans = encode(conversation, self.tokenizer, self.template, self.placeholders, add_generation_prompt, shown)
+        template = next((self.said.templates[p] for p in conversation.ports if p in self.said.templates), self.template)
+        spans = encode(conversation, self.tokenizer, template, self.placeholders, add_generation_prompt, shown)
         return spans if conversation.branches else [spans]
 
     def _open_regions(
@@ -330,7 +375,13 @@ def load_processor(
     layouts = plan_options.get("layouts", {})
     if media_tokens is not None:
         ports = {*media_tokens, *plan_options.get("inside", ()), *plan_options.get("signals", ())}
-        recipes = {port: recipe for port, recipe in recipes.items() if port in ports}
+        ports |= {port for port, own in said.becomes.items() if own in ports}
+        codes = plan_options.get("codes")
+        recipes = {
+            port: recipe
+            for port, recipe in recipes.items()
+            if port in ports or (codes is not None and port == codes.port and "code_processor_type" in recipe)
+        }
     try:
         images = {port: recipe_from_hf(recipe, port, layouts.get(port)) for port, recipe in recipes.items()}
     except (ValueError, KeyError, TypeError) as error:
@@ -347,14 +398,20 @@ def load_processor(
             for port in images
         }  # fmt: skip
     if media_tokens is None:
-        media_tokens = own["media_tokens"] if own else _token_ids(placeholders, tokenizer, directory)
+        media_tokens = own["media_tokens"] if own else _token_ids(
+            {port: text for port, text in placeholders.items() if port not in said.becomes}, tokenizer, directory
+        )
     options = {name: _tuples(own[name]) for name in _PLAN_FIELDS if name in own}
     if template is None and tokenizer.chat_template is None and (directory / "chat_template.jinja").exists():
         template = (directory / "chat_template.jinja").read_text(encoding="utf-8")
     if template is None and tokenizer.chat_template is None:
         template = said.template
     # An image in tiles is many items.
-    many = {port: (0, 1, 2, 4, 8, 16, 32, 64) for port, recipe in images.items() if hasattr(recipe, "source_of")}
+    many = {
+        port: (0, 1, 2, 4, 8, 16, 32, 64)
+        for port, recipe in images.items()
+        if hasattr(recipe, "source_of") and port in media_tokens
+    }
     options["items"] = {**many, **options.get("items", {})}
     options |= {"wording": wording if wording in WORDINGS else None, "names": names}
     if (directory / READER).is_dir():
@@ -377,7 +434,7 @@ def _recipes_in(directory: Path, said: Wording) -> dict[str, Any]:
     sound = "sampling_rate" in alone
     found = {
         "image": {} if sound else alone,
-        "video": _read_json(directory / "video_preprocessor_config.json"),
+        "video": _read_json(directory / "video_preprocessor_config.json") or (alone if _of_videos(alone) else {}),
         "audio": alone if sound else {},
     }
     for port, key in (("image", "image_processor"), ("video", "video_processor"), ("audio", "feature_extractor")):
@@ -386,6 +443,11 @@ def _recipes_in(directory: Path, said: Wording) -> dict[str, Any]:
         shared = {key: whole[key] for key in said.shared if key in whole}
         found["image"] = {**found["image"], **said.recipe, **shared}
     return {port: config for port, config in found.items() if config}
+
+
+def _of_videos(config: Mapping[str, Any]) -> bool:
+    """Whether an image processor was, in earlier files, the one of videos."""
+    return str(config.get("image_processor_type", "")).startswith("InstructBlipVideo")
 
 
 def _token_ids(placeholders: Mapping[str, str], tokenizer: Tokenizer, directory: Path) -> dict[str, int]:
@@ -401,19 +463,6 @@ def _token_ids(placeholders: Mapping[str, str], tokenizer: Tokenizer, directory:
 
 def _unchanged(array: np.ndarray) -> np.ndarray:
     return array
-
-
-def _counted(spans: Sequence[Span], opened: Mapping[str, Sequence[tuple[Any, Source]]]) -> list[Span]:
-    """The spans with items counted as the model has them: a source may be several."""
-    starts = {
-        port: np.cumsum([0, *(len(source.sizes) for _, source in media)]).tolist() for port, media in opened.items()
-    }
-    return [
-        dataclasses.replace(span, item=starts[span.port][span.item] + span.part, part=0)
-        if isinstance(span, MediaSpan) and span.port in starts and span.item < len(opened[span.port])
-        else span
-        for span in spans
-    ]
 
 
 def _tuples(value: Any) -> Any:

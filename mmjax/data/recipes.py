@@ -8,8 +8,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mmjax.data import own_shape, patches, split, tiles, video, video_patches
+from mmjax.data import own_shape, patches, split, tiles, video, video_items, video_patches
 from mmjax.data.audio import AudioProcessor
+from mmjax.data.code_images import CodeImages
+from mmjax.data.frames import FrameSampling
 from mmjax.data.grid_views import GridViewsProcessor
 from mmjax.data.image import ImageProcessor
 from mmjax.data.items import Layout, MediaSize
@@ -17,10 +19,13 @@ from mmjax.data.mask_targets import MaskTargets
 from mmjax.data.media_targets import target_recipe
 from mmjax.data.own_shape import OwnShapeProcessor
 from mmjax.data.patches import PatchesProcessor
+from mmjax.data.points import TYPE_KEY, PointProcessor
 from mmjax.data.region_processor import RegionProcessor
 from mmjax.data.split import SplitProcessor
 from mmjax.data.tiles import TilesProcessor
+from mmjax.data.vectors import VectorProcessor
 from mmjax.data.video import VideoProcessor
+from mmjax.data.video_items import VideoItemsProcessor
 from mmjax.data.video_patches import VideoPatchesProcessor
 from mmjax.data.wording import Source
 
@@ -51,10 +56,10 @@ class Recipe(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Whole:
-    """Sounds and videos, which are read and processed in one go: their size is known only then.
+    """Sounds, videos, points and vectors, which are read and processed in one go: their size is known only then.
 
     Attributes:
-        recipe: AudioProcessor, VideoProcessor or PointProcessor.
+        recipe: AudioProcessor, VideoProcessor, PointProcessor or VectorProcessor.
     """
 
     recipe: Any
@@ -95,15 +100,22 @@ def recipe_from_hf(config: Mapping[str, Any], port: str = "image", layout: Layou
     Args:
         config: as transformers or `to_hf` writes it.
         port: what the media are: at "video" an image processor's steps are those of each frame.
-        layout: of the port; has the size of a patch where the processor's files do not.
+        layout: of the port; has the size of a patch, or how many frames a video is, where the processor's files do
+            not.
 
     Raises:
         ImageError, VideoError, ConfigError: a processor that is not known, or steps of one that are not.
     """
     if "region_processor_type" in config:
         return RegionProcessor.from_hf(config)
+    if TYPE_KEY in config:
+        return Whole(PointProcessor.from_hf(config))
+    if "vector_processor_type" in config:
+        return Whole(VectorProcessor.from_hf(config))
     if "views_processor_type" in config:
         return GridViewsProcessor.from_hf(config)
+    if "code_processor_type" in config:
+        return CodeImages.from_hf(config)
     if "target_processor_type" in config:
         return target_recipe(config)
     if "mask_processor_type" in config:
@@ -116,9 +128,12 @@ def recipe_from_hf(config: Mapping[str, Any], port: str = "image", layout: Layou
         return Whole(AudioProcessor.from_hf(config))
     if port == "video" and family in video_patches.FAMILIES:
         return VideoPatchesProcessor.from_hf(part)
+    if port == "video" and family in video_items.FAMILIES:
+        return VideoItemsProcessor.from_hf(part)
     # LLaVA-OneVision's images are tiles, its videos frames; the name of their processors is one.
     if port == "video" or (family in video.FAMILIES and family not in tiles.FAMILIES):
-        return Whole(VideoProcessor.from_hf(part))
+        frames = None if layout is None or len(layout.item_shape) != 4 else layout.item_shape[0]
+        return Whole(VideoProcessor.from_hf(part, None if frames is None else FrameSampling(num_frames=frames)))
     if family == "Idefics2" and layout is not None:
         part = {"mmjax": {"patch_size": math.isqrt(math.prod(layout.item_shape) // 3)}, **part}
     if family in own_shape.FAMILIES:

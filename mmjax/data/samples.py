@@ -65,6 +65,26 @@ class Sample:
         """Tokens of an encoder-decoder's stream "decoder": the answer and the start token before it; 0 without one."""
         return 1 + len(self.answer) if self.answer is not None and len(self.answer) else 0
 
+    def followed_by(self, ids: Sequence[int]) -> "Sample":
+        """The sample with tokens of text behind it that are no targets: what opens an answer of another kind."""
+        count, steps = len(ids), np.arange(1, len(ids) + 1, dtype=np.int32)
+        last = self.positions.max(axis=0)
+        behind = {
+            "tokens": np.asarray(ids, np.int32),
+            "positions": last + (steps if last.ndim == 0 else steps[:, None]),
+            "loss_weights": np.zeros(count, np.float32),
+            "media_index": np.full(count, -1, np.int32),
+            "attend_group": None if self.attend_group is None else np.repeat(self.attend_group[-1:], count),
+            "bidirectional_group": np.zeros(count, np.int32),
+            "media_attention": None if self.media_attention is None else self.media_attention[[-1] * count],
+        }
+        joined = {
+            name: np.concatenate([leaf, behind[name].astype(leaf.dtype)])
+            for name in behind
+            if (leaf := getattr(self, name)) is not None
+        }
+        return dataclasses.replace(self, **joined)
+
     def with_media(self, media: Mapping[str, Sequence[np.ndarray]]) -> "Sample":
         """Attaches the arrays of all items; those of items that were truncated away are let go.
 

@@ -5,7 +5,7 @@ conversation.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,15 +75,20 @@ def with_outputs(conversation: Conversation, signals: Mapping[str, Any]) -> Conv
     return dataclasses.replace(conversation, messages=tuple(map(renamed, conversation.messages)), branches=branches)
 
 
-def as_signals(spans: Sequence[Span], conversation: Conversation, signals: Mapping[str, tuple[int, ...]]) -> list[Span]:
-    """The spans with all that is to be drawn as the tokens of its port's signal, targets where their message is one."""
+def trained_parts(conversation: Conversation, ports: Iterable[str]) -> dict[str, list[bool]]:
+    """For each item of some ports, whether its message is one that is learned."""
     messages = [*conversation.messages, *(message for branch in conversation.branches for message in branch)]
-    trained: dict[str, list[bool]] = {port: [] for port in signals}
+    trained: dict[str, list[bool]] = {port: [] for port in ports}
     for message in messages:
         for part in message.parts:
-            if isinstance(part, MediaPart) and part.port in signals:
+            if isinstance(part, MediaPart) and part.port in trained:
                 trained[part.port].append(message.trained)
-    out: list[Span] = []
+    return trained
+
+
+def as_signals(spans: Sequence[Span], conversation: Conversation, signals: Mapping[str, tuple[int, ...]]) -> list[Span]:
+    """The spans with all that is to be drawn as the tokens of its port's signal, targets where their message is one."""
+    trained, out = trained_parts(conversation, signals), []
     for span in spans:
         if isinstance(span, MediaSpan) and span.port in signals:
             ids = tuple(signals[span.port])

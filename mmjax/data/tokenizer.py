@@ -331,7 +331,11 @@ def load_tokenizer(directory: str) -> Tokenizer | None:
         raise FileNotFoundError(f"{directory}: no such directory, so no tokenizer can be read from it")
     config = _read_json(os.path.join(directory, "tokenizer_config.json"))
     token_map = _read_json(os.path.join(directory, "special_tokens_map.json"))
-    named = {**_named_tokens(token_map), **_named_tokens(config)}
+    # As transformers does: special_tokens_map.json goes first, unless the config says which tokens are added.
+    files = (token_map, config) if "added_tokens_decoder" in config else (config, token_map)
+    named = {name: token for file in files for name, token in _named_tokens(file).items()}
+    if str(config.get("tokenizer_class", "")).startswith("CLIP"):
+        named.setdefault("pad_token", "<|endoftext|>")
     added = _added_tokens(config, token_map, _read_json(os.path.join(directory, "added_tokens.json")))
     template = _chat_template(directory, config)
     path = os.path.join(directory, "tokenizer.json")
@@ -345,8 +349,8 @@ def load_tokenizer(directory: str) -> Tokenizer | None:
         path = os.path.join(directory, name)
         if os.path.exists(path):
             return _read_sentencepiece(path, named, added, template, config)
-    files = all(os.path.exists(os.path.join(directory, name)) for name in (VOCABULARY, MERGES))
-    if files and str(config.get("tokenizer_class", "")).startswith("CLIP"):
+    there = all(os.path.exists(os.path.join(directory, name)) for name in (VOCABULARY, MERGES))
+    if there and str(config.get("tokenizer_class", "")).startswith("CLIP"):
         ends = (named.get(f"{name}_token", f"<|{word}oftext|>") for name, word in (("bos", "start"), ("eos", "end")))
         return Tokenizer(HuggingFaceCore(clip_tokenizer(Path(directory), *ends)), named, True, template, config)
     return None

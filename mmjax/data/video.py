@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mmjax.data.frames import FrameSampling
+from mmjax.data.frames import RATED, FrameSampling
 from mmjax.data.image import HALF, OPENAI_MEAN, OPENAI_STD, ImageProcessor
 from mmjax.data.video_files import VideoError, label_of, read_frames
 
@@ -77,7 +77,7 @@ class VideoProcessor:
     def item_shape(self) -> tuple[int, ...] | None:
         """Shape of every output, or None where it depends on the video."""
         size = self.image.output_size()
-        if size is None or self.as_given or self.sampling.policy == "fps":
+        if size is None or self.as_given or self.sampling.policy in RATED:
             return None
         return (self.sampling.num_frames, *size, 3)
 
@@ -123,6 +123,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "LlavaNextVideo": _CLIP,
     "VideoLlava": _CLIP,
     "LlavaOnevision": {**_CLIP, "size": {"height": 384, "width": 384}, "do_center_crop": False},
+    "InstructBlipVideo": {**_CLIP, "size": {"height": 384, "width": 384}, "do_center_crop": False},
 }
 # Those of models that take videos of any number of frames, which are mostly chosen before.
 AS_GIVEN = ("LlavaNextVideo", "VideoLlava", "LlavaOnevision")

@@ -43,6 +43,7 @@ class Source(NamedTuple):
         tokens: of each of them.
         rows, columns: of the tiles among the items; 0 where there is only the view of the whole.
         seconds: at which each item stands in a video; () elsewhere.
+        lasts: seconds that a video of which these are items lasts.
     """
 
     sizes: Sequence[MediaSize]
@@ -50,6 +51,7 @@ class Source(NamedTuple):
     rows: int = 0
     columns: int = 0
     seconds: Sequence[float] = ()
+    lasts: float = 0.0
 
 
 Names = Mapping[str, str]
@@ -71,6 +73,9 @@ class Wording:
         names: of tokens that the processor assumes where its files do not say them.
         controls: tokens that a template may print although the tokenizer's files do not call them control.
         shared: keys of processor_config.json that are meant for the image processor.
+        becomes: port of a conversation -> port of the model whose items its sources become: of videos whose frames are
+            images to the model.
+        templates: port -> template of conversations with an item of it, whatever the checkpoint's own is.
     """
 
     pieces: Mapping[str, Callable[[Source, Names], tuple[Piece, ...]]] = dataclasses.field(default_factory=dict)
@@ -82,6 +87,8 @@ class Wording:
     image: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     count_key: str | None = None
     names: Names = dataclasses.field(default_factory=dict)
+    becomes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    templates: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def of(self, port: str, source: Source, names: Names) -> tuple[Piece, ...]:
         """The pieces of one source."""
@@ -146,6 +153,40 @@ def _timed(source: Source, names: Names) -> tuple[Piece, ...]:
     return tuple(pieces)
 
 
+def _listed(source: Source, names: Names) -> tuple[Piece, ...]:
+    """Frames of a video, numbered from 1, a line each."""
+    pieces: list[Piece] = []
+    for number, part in enumerate(_items(source), start=1):
+        before = ("\n" if number > 1 else "") + f"Frame{number}: " + names["start_image_token"]
+        pieces += [Word(before), part, Word(names["end_image_token"])]
+    return tuple(pieces)
+
+
+def _clocked(source: Source, names: Names) -> tuple[Piece, ...]:
+    """Frames of a video, each behind its minute and second, below how many they are and how long it lasts."""
+    hours, rest = divmod(int(source.lasts), 3600)
+    count, lasts = in_words(len(source.sizes)), f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
+    pieces: list[Piece] = [
+        Word(f"You are provided the following series of {count} frames from a {lasts} [H:MM:SS] video.\n")
+    ]
+    for part, seconds in zip(_items(source), source.seconds, strict=True):
+        clock = f"{int(seconds // 60):02d}:{int(seconds % 60):02d}"
+        pieces += [Word(f"\nFrame from {clock}:{_FAKE}<global-img>"), part, Word(_FAKE)]
+    return (*pieces, Word("\n\n"))
+
+
+def in_words(number: int) -> str:
+    """A whole number from 0 to 999 in English: "sixty-four", "one hundred and twenty-eight"."""
+    small = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    small = (small + "seventeen eighteen nineteen").split()
+    tens = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+    hundreds, rest = divmod(number, 100)
+    below = small[rest] if rest < 20 else tens[rest // 10 - 2] + (f"-{small[rest % 10]}" if rest % 10 else "")
+    if not hundreds:
+        return below
+    return f"{small[hundreds]} hundred" + (f" and {below}" if rest else "")
+
+
 def _marked(source: Source, names: Names) -> tuple[Piece, ...]:
     """Images that are read inside the backbone: a mark between fences, from which on they are seen."""
     return Word(_FAKE, once=True), *_items(source), Word(f"<image>{_FAKE}")
@@ -161,6 +202,11 @@ _ANSWER = "{% if m['role'] == 'assistant' %}{{ eos_token }}{% else %}BETWEEN{% e
 _PREFIXED = _MARKS + "{% if add_bos %}{{ bos_token }}{% endif %}" + _EACH + _TEXTS
 _PREFIXED += "{% if m['role'] == 'assistant' or add_eos %}{{ eos_token }}{% endif %}{% endfor %}"
 _ENDED = "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+
+# How SmolVLM's processor writes conversations with videos.
+_ROLES = "<|im_start|>" + _EACH + "{{ m['role'] | capitalize }}:{% if parts[0]['type'] != 'image' %} {% endif %}"
+_ROLES += "{% for p in parts %}{% if p['type'] == 'text' %}{{ p['text'] }}{% else %}<{{ p['type'] }}>{% endif %}"
+_ROLES += "{% endfor %}<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 
 _QWEN = {
     "image_token": "<|image_pad|>",
@@ -186,7 +232,8 @@ WORDINGS: dict[str, Wording] = {
         names={"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"},
     ),
     "InternVLProcessor": Wording(
-        {"image": _between("{start_image_token}", "{end_image_token}")},
+        {"image": _between("{start_image_token}", "{end_image_token}"), "video": _listed},
+        becomes={"video": "image"},
         placeholder={"image": "{context_image_token}"},
         recipe={"crop_to_patches": True},
         names={"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"},
@@ -198,7 +245,9 @@ WORDINGS: dict[str, Wording] = {
     ),
     "Idefics2Processor": Wording({"image": _fenced}),
     "Idefics3Processor": Wording({"image": _numbered}),
-    "SmolVLMProcessor": Wording({"image": _numbered}),
+    "SmolVLMProcessor": Wording(
+        {"image": _numbered, "video": _clocked}, becomes={"video": "image"}, templates={"video": _ROLES}
+    ),
     "FuyuProcessor": Wording(
         {"image": _lines("|NEWLINE|", "|NEWLINE|<s>")},
         placeholder={"image": "|SPEAKER|"},
@@ -214,6 +263,14 @@ WORDINGS: dict[str, Wording] = {
     ),
     "Blip2Processor": Wording(template=_PREFIXED),
     "InstructBlipProcessor": Wording(template=_PREFIXED),
+    "InstructBlipVideoProcessor": Wording(template=_PREFIXED),
+    "JanusProcessor": Wording(
+        {"image": _between("{boi_token}", "{eoi_token}")},
+        names={
+            "boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_placeholder>",
+        },
+    ),  # fmt: skip
+    "Emu3Processor": Wording(template="{{ bos_token }}" + _EACH + _TEXTS + _ENDED),
     "Kosmos2Processor": Wording(
         {"image": _between("<image>", "</image>")},
         template="{{ bos_token }}" + _MARKS.replace("<image>", "<image> ") + _EACH + _TEXTS + _ENDED,

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.config import ConfigError
+from mmjax.data.code_images import CodeLayout
 from mmjax.generators.codec_model import CODECS
 from mmjax.generators.video_vq_autoencoder import VideoVQAutoencoderConfig
 from mmjax.generators.vq_autoencoder import VQAutoencoderConfig
@@ -37,6 +38,8 @@ class ImageCodesConfig:
         tail: the tokens that end an image.
         placeholder: the token that stands in a prompt for each code of an image that is read, and for each `row_end`;
             None: images are not read as codes.
+        port: the part of a conversation that such images are: "image" where all images are, "image_out" where those are
+            that the model makes.
     """
 
     autoencoder: VQAutoencoderConfig | VideoVQAutoencoderConfig
@@ -50,6 +53,7 @@ class ImageCodesConfig:
     row_end: int | None = None
     tail: tuple[int, ...] = ()
     placeholder: int | None = None
+    port: str = "image"
 
     kind: ClassVar[str] = "image_codes"
 
@@ -75,6 +79,24 @@ class ImageCodesConfig:
     def decodes(self) -> bool:
         """Whether codes can be made into images."""
         return self.maps.decodes
+
+    @property
+    def blank(self) -> int | None:
+        """The token that stands in a text for a code which is not known yet, and never for anything else.
+
+        The `placeholder`, or where codes are numbered behind the vocabulary the number behind theirs; None: there is
+        none, so that images cannot be learned.
+        """
+        if self.placeholder is None and self.own:
+            return self.first + self.maps.codes
+        return self.placeholder
+
+    @property
+    def layout(self) -> CodeLayout | None:
+        """What a processor must know to write images into texts; None where it cannot."""
+        if self.blank is None:
+            return None
+        return CodeLayout(self.port, self.blank, self.row_end, self.maps.downsampling, self.begin, self.tail)
 
     def tokens(self) -> np.ndarray:
         """int32 [codes], the token id of every code."""

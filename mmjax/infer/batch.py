@@ -24,9 +24,11 @@ from mmjax.data.processor import Processor
 from mmjax.data.samples import Bucket, Sample
 from mmjax.data.sources import open_source
 from mmjax.data.token_plan import TokenPlan
-from mmjax.infer.generate import GenerateOptions, Programs, check_room, generate
-from mmjax.infer.media import DrawOptions, MediaPrograms, generate_media
-from mmjax.infer.media_files import write_made
+from mmjax.infer.answers import Answers, Makers, Making, answer, begun
+from mmjax.infer.generate import GenerateOptions, Programs, check_room
+from mmjax.infer.masks import Scene, scene_of
+from mmjax.infer.media_files import OUTPUTS, by_kind, write_made
+from mmjax.infer.retrieve import Retrieved
 from mmjax.model import MultimodalLM
 
 READERS = 2  # threads that decode images while the model computes
@@ -55,10 +57,10 @@ class BatchReport:
 
 @dataclass(frozen=True)
 class Drawn:
-    """How a model's generators draw, with their programs, and the folder that what they make is written to."""
+    """How a model makes media, with the programs for it, and the folder that they are written to."""
 
-    options: DrawOptions
-    programs: MediaPrograms
+    making: Making
+    makers: Makers
     directory: str
 
 
@@ -69,6 +71,7 @@ class _Prompt:
     index: int
     line: dict[str, Any]
     sample: Sample | None = None
+    scene: Scene | None = None
 
 
 def run_batch(
@@ -100,13 +103,14 @@ def run_batch(
             new shape compiles.
         write: takes one line for each record, in the records' order: {"index", "id" (if the record has one),
             "text", "num_tokens", "reference" (the assistant's last message, if any)}, and with `drawn` "images",
-            "videos", "audios", paths of what was made; or {"index", "id", "error"} for a record that could not be
-            made into a prompt.
+            "videos", "audios", "masks", paths of what was made, "retrieved", see `retrieved_line`, and "image_codes",
+            whole numbers [h][w] for each image that was written as tokens without a decoder to show it; or {"index",
+            "id", "error"} for a record that could not be made into a prompt.
         programs: as in `generate`.
         progress: called with (records written, all records, errors so far).
         skip: number of records at the beginning to leave out, because their lines exist.
         image_root: folder that relative paths in the records start from.
-        drawn: None leaves signals undrawn.
+        drawn: None leaves signals undrawn, and no image is asked for.
 
     Raises:
         ValueError: batch_size below 1. What fails in the model itself is raised; bad records are not.
@@ -119,10 +123,12 @@ def run_batch(
     waiting: dict[Bucket, list[_Prompt]] = {}
     finished: dict[int, dict[str, Any]] = {}
     used: dict[Bucket, None] = {}
+    drawn = Drawn(Making(), Makers(model), "") if drawn is None else drawn
+    made_before = drawn.makers.compilations
     written, errors, batches = skip, 0, 0
 
     def prepare(index: int) -> _Prompt:
-        return _prepare(source, index, processor, image_root, model, options, plan)
+        return _prepare(source, index, processor, image_root, model, options, plan, drawn)
 
     def run(bucket: Bucket) -> None:
         nonlocal batches
@@ -157,8 +163,7 @@ def run_batch(
         run(bucket)
     hand_over()
     compiled = {name: n - compiled_before[name] for name, n in programs.compilations.items()}
-    if drawn is not None:
-        compiled["drawing"] = drawn.programs.compilations
+    compiled["drawing"] = drawn.makers.compilations - made_before
     return BatchReport(
         records=len(source) - skip,
         errors=errors,
@@ -180,14 +185,14 @@ def run_file(
     batch_size: int = 8,
     programs: Programs | None = None,
     image_root: str | None = None,
-    draw: DrawOptions | None = None,
-    drawing: MediaPrograms | None = None,
+    making: Making | None = None,
+    makers: Makers | None = None,
 ) -> BatchReport:
     """`run_batch` from a JSONL (or JSON) file to a JSONL file, with progress on stderr.
 
     Lines that the output file holds already are kept and their records skipped; each new line is flushed,
     so a run that is killed loses only what was under way. Relative image paths start from `image_root`, by
-    default the input file's folder. With `draw`, what a model's generators make is written to a folder beside the
+    default the input file's folder. With `making`, the media that a model makes are written to a folder beside the
     output, of its name.
 
     Raises:
@@ -198,9 +203,9 @@ def run_file(
     root = os.path.dirname(os.path.abspath(input_path)) if image_root is None else image_root
     done = lines_done(output_path, len(source))
     drawn = None
-    if draw is not None:
+    if making is not None:
         folder = os.path.splitext(os.fspath(output_path))[0]
-        drawn = Drawn(draw, MediaPrograms(model) if drawing is None else drawing, folder)
+        drawn = Drawn(making, Makers(model) if makers is None else makers, folder)
     with (
         open(output_path, "a", encoding="utf-8") as output,
         progress_on_stderr(done, len(source)) as progress,
@@ -244,16 +249,18 @@ def lines_done(output_path: str | os.PathLike, records: int) -> int:
 
 
 @contextlib.contextmanager
-def progress_on_stderr(start: int, total: int) -> Iterator[Callable[[int, int, int], None]]:
+def progress_on_stderr(
+    start: int, total: int, verb: str = "generate", done_verb: str = "generated", what: str = "records"
+) -> Iterator[Callable[[int, int, int], None]]:
     """A `progress` for `run_batch`: a bar if stderr is a terminal, else a line now and then."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn("generate"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (TextColumn(verb), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         errors_column = TextColumn("{task.fields[errors]} errors")
         with Progress(*columns, errors_column, console=Console(stderr=True)) as bar:
-            task = bar.add_task("generate", total=total, completed=start, errors=0)
+            task = bar.add_task(verb, total=total, completed=start, errors=0)
             yield lambda done, _, errors: bar.update(task, completed=done, errors=errors)
         return
     began = last = time.monotonic()
@@ -265,7 +272,7 @@ def progress_on_stderr(start: int, total: int) -> Iterator[Callable[[int, int, i
             last = now
             rate = (done - start) / max(now - began, 1e-9)
             print(
-                f"generated {done}/{total}, {errors} errors, {rate:.2f} records/s",
+                f"{done_verb} {done}/{total}, {errors} errors, {rate:.2f} {what}/s",
                 file=sys.stderr,
                 flush=True,
             )
@@ -273,7 +280,7 @@ def progress_on_stderr(start: int, total: int) -> Iterator[Callable[[int, int, i
     yield tell
 
 
-def _prepare(source, index, processor, image_root, model, options, plan) -> _Prompt:
+def _prepare(source, index, processor, image_root, model, options, plan, drawn) -> _Prompt:
     line: dict[str, Any] = {"index": index}
     try:
         record = source[index]
@@ -281,6 +288,9 @@ def _prepare(source, index, processor, image_root, model, options, plan) -> _Pro
             line["id"] = record["id"]
         conversation, reference = without_answer(parse_record(record, source.name(index), image_root))
         sample = processor.sample(conversation, add_generation_prompt=True)
+        sample = begun(model, sample, drawn.making, processor, drawn.makers.generation)
+        # Without a folder nothing is written that masks could be in.
+        scene = scene_of(model, processor, conversation) if drawn.directory else None
         plan.check(sample)
         check_room(len(sample), options.max_new_tokens, model.config.backbone.max_positions, sample.name)
     except MemoryError:
@@ -289,7 +299,7 @@ def _prepare(source, index, processor, image_root, model, options, plan) -> _Pro
         return _Prompt(index, {**line, "error": f"{type(error).__name__}: {error}"})
     if reference is not None:
         line["reference"] = reference
-    return _Prompt(index, line, sample)
+    return _Prompt(index, line, sample, scene)
 
 
 def without_answer(conversation: Conversation) -> tuple[Conversation, str | None]:
@@ -316,23 +326,38 @@ def _answer(
     rows = [*prompts, *[prompts[-1]] * (batch_size - len(prompts))]
     batch = collate([prompt.sample for prompt in rows], plan, pad_id=options.pad_id)
     numbers = np.array([prompt.index for prompt in rows], np.int32)
-    made: Mapping[str, Any] = {}
-    if drawn is None:
-        out = generate(model, params, batch, options, programs, rows=numbers)
-    else:
-        drawing = drawn.options, programs, drawn.programs
-        out, made = generate_media(model, params, batch, options, *drawing, numbers.tolist(), len(prompts))
+    given = model, params, batch, options, drawn.making, programs, drawn.makers
+    found = answer(*given, rows=numbers, count=len(prompts), scenes=[prompt.scene for prompt in prompts])
     lines = {}
     for row, prompt in enumerate(prompts):
-        length = int(out.lengths[row])
-        answer = answer_text(processor.tokenizer, out.tokens[row, :length], options)
+        length = int(found.spoken.lengths[row])
+        said = answer_text(processor.tokenizer, found.spoken.tokens[row, :length], options)
         head = {key: prompt.line[key] for key in ("index", "id") if key in prompt.line}
-        files = {}
-        if drawn is not None:
-            own = {port: media[row] for port, media in made.items()}
-            files = write_made(drawn.directory, f"{prompt.index:06d}", own)
-        lines[prompt.index] = {**head, "text": answer, "num_tokens": length, **files, **prompt.line}
+        count = int(found.out.lengths[row])
+        more = _media(found, row, drawn, f"{prompt.index:06d}")
+        lines[prompt.index] = {**head, "text": said, "num_tokens": count, **more, **prompt.line}
     return lines
+
+
+def _media(found: Answers, row: int, drawn: Drawn, stem: str) -> dict[str, Any]:
+    """What a line says of the media of a row, whose files are written."""
+    galleries = drawn.making.galleries
+    own = {port: media[row] for port, media in found.made.items() if port in OUTPUTS and port not in galleries}
+    line: dict[str, Any] = write_made(drawn.directory, stem, own)
+    _, retrieved = by_kind(found.made, galleries)
+    if retrieved:
+        line["retrieved"] = {port: [retrieved_line(one) for one in rows[row]] for port, rows in retrieved.items()}
+    if found.codes is not None and found.codes[row] and not own:
+        line["image_codes"] = [codes.tolist() for codes in found.codes[row]]
+    return line
+
+
+def retrieved_line(found: Retrieved) -> dict[str, Any]:
+    """What a line of answers says of a signal that was looked up: its number in the row, names (or numbers) of the
+    images, the best first, and their cosines."""
+    names = list(found.names) if found.names else np.asarray(found.indices).tolist()
+    scores = [round(float(score), 6) for score in found.scores]
+    return {"signal": found.signal, "names": names, "scores": scores}
 
 
 def answer_text(tokenizer: Any, tokens: Any, options: GenerateOptions) -> str:

@@ -148,6 +148,7 @@ class Programs:
         self._seen_leaves: list = []
         self._view: Any = None
         self._encode = jax.jit(self._trace_encode)
+        self._codes = jax.jit(self._trace_codes)
         self._prefill = jax.jit(self._trace_prefill, static_argnames=("branches", "room"))
         self._decode = jax.jit(self._trace_decode, static_argnames=("branches",), donate_argnames=("state",))
 
@@ -164,6 +165,13 @@ class Programs:
             self._view = unstack(params)
             self._seen_leaves = leaves
         return self._view
+
+    def with_codes(self, params: dict, batch: Batch) -> Batch:
+        """`MultimodalLM.with_codes`, compiled."""
+        codes = self.model.config.codes
+        if codes is None or codes.port not in (batch.targets or {}):
+            return batch
+        return self._codes({"codes": params["codes"]}, batch.replace(media={})).replace(media=batch.media)
 
     def encode(self, params: dict, media: dict) -> dict:
         """Media by port, raw or encoded -> Media by port, projected into the backbone's width."""
@@ -202,6 +210,10 @@ class Programs:
     def _trace_encode(self, params, media):
         self.compilations["encode"] += 1
         return self.model.encode_media(params, media)
+
+    def _trace_codes(self, params, batch):
+        self.compilations["codes"] += 1
+        return self.model.with_codes(params, batch)
 
     def _trace_prefill(self, params, text, media, media_owner, numbers, seed, rows, query, *, branches, room):
         self.compilations["prefill"] += 1
@@ -308,11 +320,12 @@ def generate(
             max_new_tokens, several packed texts in one row, ids outside the vocabulary, or `programs` of
             another model.
     """
-    check_request(model, batch, options)
     if programs is None:
         programs = Programs(model)
     elif programs.model != model:
         raise ValueError("programs were made for another model: pass Programs(model)")
+    batch = programs.with_codes(params, batch)
+    check_request(model, batch, options)
     params = programs.view(params)
     media = programs.encode(params, batch.media)
     batch = with_start(model, batch)
@@ -327,13 +340,15 @@ def generate(
 
 def check_request(model: MultimodalLM, batch: Batch, options: GenerateOptions) -> None:
     """Raises ValueError where `generate` would; reads arrays on the host and compiles nothing."""
-    config, streams = model.config.backbone, model.config.streams
+    config, streams, codes = model.config.backbone, model.config.streams, model.config.codes
+    # Images whose codes are yet to be filled in: a blank may be the number behind all words.
+    words = model.config.words + (codes is not None and codes.port in (batch.targets or {}))
     if streams[0] not in batch.texts:
         raise ValueError(f'generation needs the stream "{streams[0]}"; the batch has {sorted(batch.texts)}')
     for name in streams:
         new = options.max_new_tokens if name == streams[-1] else 0
         if name in batch.texts:
-            _check_prompt(config, batch.texts[name], new, model.config.words)
+            _check_prompt(config, batch.texts[name], new, words)
         else:
             check_room(1, new, config.max_positions, "the start token")
     rows = {name: np.asarray(batch.texts[name].tokens).shape[0] for name in streams if name in batch.texts}

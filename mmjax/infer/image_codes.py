@@ -31,7 +31,7 @@ class WriteOptions:
         mode: "text" only; "interleaved": an image wherever the model begins one; "image": every row is one, at once.
         guidance_scale: of classifier-free guidance over codes; 1 is none.
         grid: (height, width) in codes, or one a row [B, 2]; None: as the model was trained.
-        without: what guidance leads away from, a stream of as many rows; None: `without_request`.
+        without: what guidance leads away from, a stream of as many rows, or of one for all; None: `without_request`.
     """
 
     mode: str
@@ -62,7 +62,7 @@ def asked_options(model: MultimodalLM, options: dict[str, Any], read: Callable[.
 
     Raises:
         ConfigError: an unknown mode.
-        ValueError: text alone with options of images.
+        ValueError: text alone with options of images; fewer new tokens than an image has.
     """
     codes = model.config.codes
     mode = options.pop("generation_mode", None) or ("text" if codes.begin is None else "interleaved")
@@ -77,11 +77,20 @@ def asked_options(model: MultimodalLM, options: dict[str, Any], read: Callable[.
     scale, grid, negative, mask = given.values()
     if scale is None:
         scale = GUIDANCE if codes.own else 1.0
-    if mode == "image":
-        sides = np.reshape(codes.grid if grid is None else grid, (-1, 2)).tolist()
-        options.setdefault("max_new_tokens", max(codes.length(tuple(side)) for side in sides))
     without = None if negative is None else read(negative, mask).text
-    return WriteOptions(mode, float(scale), grid, without)
+    write = WriteOptions(mode, float(scale), grid, without)
+    if mode == "image":
+        length = image_length(model, write)
+        if options.setdefault("max_new_tokens", length) < length:
+            raise ValueError(f"max_new_tokens is {options['max_new_tokens']}; an image is of {length} tokens")
+    return write
+
+
+def image_length(model: MultimodalLM, write: WriteOptions) -> int:
+    """How many tokens an image is, the largest where rows have images of several sizes."""
+    codes = model.config.codes
+    sides = np.reshape(codes.grid if write.grid is None else write.grid, (-1, 2)).tolist()
+    return max(codes.length(tuple(side)) for side in sides)
 
 
 def rules_of(model: MultimodalLM, write: WriteOptions, rows: int = 1) -> ImageRules | None:
@@ -120,13 +129,17 @@ def _nowhere(text: TextStream) -> np.ndarray | None:
 
 
 def beside(batch: Batch, without: TextStream) -> Batch:
-    """`batch` [B] with the rows of `without` [B] behind its own, which see the same media if any; padded on the right.
+    """`batch` [B] with the rows of `without` behind its own, which see the same media if any; padded on the right.
+
+    Of `without` there are as many rows, or one for all.
 
     Raises:
         ValueError: another number of rows.
     """
     text = batch.text
     rows, others = (np.shape(stream.tokens)[0] for stream in (text, without))
+    if others == 1:
+        without, others = jax.tree.map(lambda leaf: np.repeat(leaf, rows, axis=0), without), rows
     if rows != others:
         raise ValueError(f"negative_prompt_ids has {others} rows, input_ids has {rows}")
     length = max(np.shape(stream.tokens)[1] for stream in (text, without))
@@ -205,10 +218,14 @@ def find_images(config: ImageCodesConfig, grid: Sequence[int], tokens: np.ndarra
 
 def text_only(model: MultimodalLM, out: Generation) -> Generation:
     """What was generated without its codes, for a tokenizer."""
-    real = np.arange(out.tokens.shape[1]) < out.lengths[:, None]
-    kept = real & ~np.isin(out.tokens, model.config.codes.tokens())
+    return Generation(*_words(model, out.tokens, out.lengths))
+
+
+def _words(model: MultimodalLM, tokens: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first `counts` [B] of each row of tokens [B, n] without codes, moved to the front; and how many they are."""
+    kept = (np.arange(tokens.shape[1]) < counts[:, None]) & ~np.isin(tokens, model.config.codes.tokens())
     order = np.argsort(~kept, axis=1, kind="stable")
-    return Generation(np.take_along_axis(out.tokens, order, axis=1), kept.sum(axis=1))
+    return np.take_along_axis(tokens, order, axis=1), kept.sum(axis=1)
 
 
 def place_codes(
@@ -262,6 +279,9 @@ def generate_images(
     programs: Programs | None = None,
     codes: CodePrograms | None = None,
     generation: Mapping[str, Any] | None = None,
+    on_tokens: Callable[[np.ndarray, np.ndarray], None] | None = None,
+    numbers: Sequence[int] | None = None,
+    count: int | None = None,
 ) -> tuple[Generation, Written]:
     """Generates from every row, and decodes the images that it wrote.
 
@@ -271,22 +291,32 @@ def generate_images(
         write: how images are written.
         codes: compiled programs to use again.
         generation: transformers' generation config, of which the tokens that begin a text or an image are read.
+        on_tokens: as in `generate`, told of all but codes.
+        numbers: `rows` of `generate`.
+        count: of how many rows, the first ones, images are wanted; all if None.
 
     Raises:
         ValueError: as `generate`, and for a grid or a negative prompt of another number of rows.
     """
-    rows = len(batch.text.tokens)
+    programs = Programs(model) if programs is None else programs
+    batch, rows = programs.with_codes(params, batch), len(batch.text.tokens)
     rules = rules_of(model, write, rows)
     options = dataclasses.replace(options, images=rules)
     whole = batch
     if rules is not None and float(rules.guidance) != 1:
         without = write.without or without_request(model, batch.text, generation or {}, options.pad_id)
         whole = beside(batch, without)
-    out = generate(model, params, whole, options, programs)
+    copies = 1 if whole is batch else 2
+    numbers = None if numbers is None else np.tile(np.asarray(numbers, np.int32), copies)
+    listener = None
+    if on_tokens is not None:
+        listener = lambda tokens, counts: on_tokens(*_words(model, tokens[:rows], counts[:rows]))
+    out = generate(model, params, whole, options, programs, listener, rows=numbers)
     out = Generation(out.tokens[:rows], out.lengths[:rows])
+    count = rows if count is None else count
     if rules is None:
-        return out, Written([[] for _ in range(rows)], [[] for _ in range(rows)])
-    found = _found(model, prompt_stream(batch), rules, out)
+        return out, Written([[] for _ in range(count)], [[] for _ in range(count)])
+    found = _found(model, prompt_stream(batch), rules, out)[:count]
     if not model.config.codes.decodes:
         return out, Written(found, None)
     codes = CodePrograms(model) if codes is None else codes

@@ -4,7 +4,7 @@ Or it is looked up in a gallery; where a model decides which of the two, either 
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -45,16 +45,24 @@ class DrawOptions:
             raise ValueError(f"seed must lie between 0 and {2**32 - 1}, got {self.seed}")
 
 
-def draw_options(model: MultimodalLM, options: dict[str, Any]) -> "DrawOptions | None":
-    """`DrawOptions` of those of `options` that only it knows, which are taken out, and its seed; None without media.
+def draw_options(
+    model: MultimodalLM, options: dict[str, Any], galleries: Mapping[str, Gallery] = MappingProxyType({})
+) -> "DrawOptions | None":
+    """`DrawOptions` of those of `options` that only it knows, which are taken out, and its seed.
+
+    None where nothing is drawn or looked up.
 
     Raises:
-        ValueError: such an option for a model that draws nothing.
+        ValueError: such an option for a model that draws nothing, or looks nothing up.
     """
     own = {name: options.pop(name) for name in ("num_inference_steps", "guidance_scale") if name in options}
-    if not media_ports(model):
-        if own:
-            raise ValueError(f"{', '.join(own)}: this model has no generator that draws")
+    if own and not media_ports(model):
+        raise ValueError(f"{', '.join(own)}: this model has no generator that draws")
+    if "num_retrieved" in options:
+        own["num_retrieved"] = options.pop("num_retrieved")
+        if not galleries:
+            raise ValueError(f"num_retrieved: no gallery is given; ports that retrieve: {list(retrieval_ports(model))}")
+    if not media_ports(model) and not galleries:
         return None
     return DrawOptions(**own, seed=options.get("seed", 0))
 
@@ -194,6 +202,7 @@ def generate_media(
     rows: Sequence[int] | None = None,
     count: int | None = None,
     galleries: Mapping[str, Gallery] = MappingProxyType({}),
+    on_tokens: Callable[[np.ndarray, np.ndarray], None] | None = None,
 ) -> tuple[Generation, Mapping[str, list[list[np.ndarray | Retrieved]]]]:
     """Generates from every row, reads prompt and answer once more, and draws what the answer's signals ask for.
 
@@ -202,7 +211,7 @@ def generate_media(
 
     Args:
         model, params: with generators of media; its params stacked.
-        batch, options, programs, rows: of the text, as in `generate`.
+        batch, options, programs, rows, on_tokens: of the text, as in `generate`.
         draw: of the media.
         drawing: compiled programs to use again.
         count: how many of the rows, the first ones, anything is drawn for; all if None.
@@ -228,6 +237,7 @@ def generate_media(
             raise ValueError(f"galleries.{port}: {size} images, {draw.num_retrieved} to be retrieved")
     drawing = MediaPrograms(model) if drawing is None else drawing
     options = dataclasses.replace(options, follow=follow(model))
-    out = generate(model, params, batch, options, programs, rows=None if rows is None else np.asarray(rows, np.int32))
+    told = None if rows is None else np.asarray(rows, np.int32)
+    out = generate(model, params, batch, options, programs, on_tokens, rows=told)
     numbers = range(len(out.tokens)) if rows is None else rows
     return out, drawing(params, batch, out, draw, numbers[:count], galleries)

@@ -45,12 +45,32 @@ def write_sound(path: str | os.PathLike, samples: np.ndarray, rate: int = SAMPLE
     _needs("soundfile", "audio").write(os.fspath(path), np.clip(samples, -1, 1), rate, subtype="PCM_16")
 
 
+def write_mask(path: str | os.PathLike, mask: np.ndarray) -> None:
+    """bool [H, W] -> a .png of one channel, white inside."""
+    Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).save(path)
+
+
 # The one place where a port meets its kind of file, and what a line of answers calls its files.
 WRITERS = {
     "image_out": ("images", ".png", write_image),
     "video_out": ("videos", ".mp4", write_video),
     "audio_out": ("audios", ".wav", write_sound),
+    "mask": ("masks", "_mask.png", write_mask),
 }
+
+
+# What the media of a port are called in what `Model.generate` gives.
+OUTPUTS = {port: name for port, (name, _, _) in WRITERS.items()}
+# Of prompts that are ids, nobody knows the image that a mask would be of: masks come with those that are words.
+WITHOUT_SCENES = tuple(name for name in OUTPUTS.values() if name != "masks")
+
+
+def by_kind(
+    made: Mapping[str, Sequence[Any]], galleries: Mapping[str, Any]
+) -> tuple[dict[str, Sequence[Any]], dict[str, Sequence[Any]]]:
+    """What was made, port -> rows: "images", "videos", "audios" -> rows; and port of a gallery -> rows."""
+    found = {port: rows for port, rows in made.items() if port in galleries}
+    return {OUTPUTS[port]: rows for port, rows in made.items() if port in OUTPUTS and port not in found}, found
 
 
 def write_made(
@@ -64,7 +84,7 @@ def write_made(
         made: port -> its media in order.
 
     Returns:
-        "images", "videos" and "audios" -> paths, only of what there is.
+        "images", "videos", "audios" and "masks" -> paths, only of what there is.
     """
     out = {}
     for port, media in made.items():

@@ -1,7 +1,8 @@
 """Finding what a model signals in a gallery of images (Koh et al., 2023, "FROMAGe")."""
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -48,7 +49,7 @@ def make_gallery(
     model: MultimodalLM,
     params: dict[str, Any],
     port: str,
-    items: Sequence[np.ndarray] | np.ndarray,
+    items: Iterable[np.ndarray],
     names: Sequence[str] = (),
     batch_size: int = 64,
 ) -> Gallery:
@@ -58,8 +59,8 @@ def make_gallery(
         model, params: with retrieval at the port.
         port: of the retrieval.
         items: images [H, W, 3] as the generator's own encoder takes them (`RetrievalTargets.recipe`), or their features
-            [C]. Only a batch of them need be in memory at once: any sequence will do.
-        names: of the images.
+            [C]. Only a batch of them is in memory at once: any iterable will do.
+        names: of the images; read when all of them are.
         batch_size: the last batch is filled up.
 
     Raises:
@@ -67,15 +68,15 @@ def make_gallery(
     """
     if port not in retrieval_ports(model):
         raise ValueError(f"port {port!r} retrieves nothing; ports that do: {list(retrieval_ports(model))}")
-    if len(items) == 0 or (len(names) and len(names) != len(items)):
-        raise ValueError(f"a gallery of {len(items)} images with {len(names)} names")
     embed = jax.jit(lambda params, batch: retrieval_items(model, params, port, batch))
-    found = []
-    for start in range(0, len(items), batch_size):
-        batch = np.stack([np.asarray(item, np.float32) for item in items[start : start + batch_size]])
-        missing = batch_size - len(batch)
-        padded = np.pad(batch, [(0, missing)] + [(0, 0)] * (batch.ndim - 1))
+    found, rest = [], iter(items)
+    while some := [np.asarray(item, np.float32) for item in itertools.islice(rest, batch_size)]:
+        batch = np.stack(some)
+        padded = np.pad(batch, [(0, batch_size - len(batch))] + [(0, 0)] * (batch.ndim - 1))
         found.append(np.asarray(embed(params, padded))[: len(batch)])
+    count = sum(map(len, found))
+    if count == 0 or (len(names) and len(names) != count):
+        raise ValueError(f"a gallery of {count} images with {len(names)} names")
     return Gallery(np.concatenate(found), tuple(names))
 
 

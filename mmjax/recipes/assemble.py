@@ -26,8 +26,9 @@ from mmjax.data.tokenizer import Tokenizer, load_tokenizer
 from mmjax.distributed.mesh import MeshConfig, check_fits
 from mmjax.distributed.rules import shardings
 from mmjax.encoders import EncoderConfig
-from mmjax.encoders.dual import DualEncoderConfig
+from mmjax.encoders.dual import DualEncoderConfig, TextConfig
 from mmjax.encoders.frames import FramesConfig
+from mmjax.encoders.sound_text import SoundTextConfig
 from mmjax.encoders.tile_adapters import TileAdaptersConfig
 from mmjax.generators.diffusion import DiffusionConfig
 from mmjax.generators.retrieval import RetrievalConfig
@@ -73,6 +74,8 @@ class ProcessorConfig:
             placeholder.
         template: jinja source, or None: the tokenizer's own.
         lengths, items, targets, too_long: see `TokenPlan`.
+        controls: further control tokens that the template or a recipe writes; those that the tokenizer lacks get ids
+            behind the placeholders.
         reader: the tokenizer of a Q-Former that reads the instruction, as `tokenizer`; None: there is none.
     """
 
@@ -85,6 +88,7 @@ class ProcessorConfig:
     items: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     targets: tuple[int, ...] = ()
     too_long: str = "error"
+    controls: tuple[str, ...] = ()
     reader: str | None = None
 
 
@@ -97,7 +101,8 @@ class TrainConfig:
         stages: name -> `mmjax.train.stage.StageConfig` without its name, in the order in which they run.
         model: the parts; needed unless `from_pretrained` is given.
         from_pretrained: a checkpoint to go on from, as `mmjax.from_pretrained` takes it.
-        init, processor: see there; not used with `from_pretrained`, which has all of it.
+        init, processor: see there; not used with `from_pretrained`, which has all of it, but for images that are to be
+            learned as codes, see `with_code_images`.
         mesh: see `MeshConfig`.
         dtype, param_dtype, remat: see `MultimodalLM`.
         seed: of fresh parameters.
@@ -252,6 +257,9 @@ def _tower(
     found, params = loaded.config, loaded.params
     if isinstance(found, DualEncoderConfig):
         found, params = found.image, params["image"]
+    elif isinstance(found, SoundTextConfig):
+        tower = "text" if isinstance(wanted, TextConfig) else "audio"
+        found, params = getattr(found, tower), params[tower]
     elif isinstance(found, MultimodalLMConfig) and port in found.encoders:
         found, params = found.encoders[port], params["encoders"][port]
     if type(found) is not type(wanted):
@@ -261,7 +269,7 @@ def _tower(
     free = ("feature_layers", "feature_strategy", "feature_norm", "extra_layers", "feature_stages", "projection_dim")
     _check_same(wanted, found, f"model.{field}.{port}", source, free)
     if getattr(wanted, "projection_dim", None) is None:
-        params = {name: leaf for name, leaf in params.items() if name != "projection"}
+        params = {name: leaf for name, leaf in params.items() if not name.startswith("projection")}
     return params
 
 
@@ -306,7 +314,7 @@ def make_processor(config: TrainConfig) -> Processor:
     marks = {port: text for port, text in spec.placeholders.items() if port not in model.unmarked}
     spelt = [token for tokens in spec.signals.values() for token in tokens]
     media = [text for port, text in marks.items() if port not in spec.signals]
-    tokenizer = tokenizer.with_tokens(dict.fromkeys([*media, *spelt]))
+    tokenizer = tokenizer.with_tokens(dict.fromkeys([*media, *spelt, *spec.controls]))
     if tokenizer.vocab_size > model.backbone.vocab_size:
         raise ConfigError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, model.backbone.vocab_size is "
@@ -317,6 +325,10 @@ def make_processor(config: TrainConfig) -> Processor:
         if port in model.generators:
             # What a template prints for a signal of several tokens is the first of them.
             field, ids = "signal_tokens", {name: signal[0] for name, signal in model.signal_tokens.items()}
+        elif model.codes is not None and port == model.codes.port:
+            # Where codes are numbered behind the vocabulary, only the template knows what it prints.
+            own = tokenizer.token_id(printed)
+            field, ids = "codes", {port: own if model.codes.placeholder is None else model.codes.placeholder}
         if tokenizer.token_id(printed) != ids.get(port):
             raise ConfigError(
                 f"model.{field}.{port} is {ids.get(port)}, but the tokenizer's id of {printed!r} is "
@@ -346,6 +358,41 @@ def make_processor(config: TrainConfig) -> Processor:
         too_long=spec.too_long,
         reader=None if spec.reader is None else _tokenizer(spec.reader),
         **model.processor_options,
+    )
+
+
+def with_code_images(processor: Processor, model: MultimodalLMConfig, spec: ProcessorConfig) -> Processor:
+    """A checkpoint's processor with what `spec` says of images as codes: recipe, words, template, lengths.
+
+    Checkpoints of transformers say nothing of it. As it is where the model has no codes, the spec no recipe of them, or
+    the processor one of its own.
+
+    Raises:
+        ConfigError: words beyond the model's vocabulary.
+    """
+    layout = None if model.codes is None else model.codes.layout
+    if layout is None or layout.port not in spec.images or layout.port in processor.images:
+        return processor
+    port = layout.port
+    tokenizer = processor.tokenizer.with_tokens([spec.placeholders[port], *spec.controls])
+    if tokenizer.vocab_size > model.backbone.vocab_size:
+        raise ConfigError(
+            f"with processor.controls the tokenizer has {tokenizer.vocab_size} tokens, model.backbone.vocab_size is "
+            f"{model.backbone.vocab_size}"
+        )
+    items = {port: spec.items[port]} if port in spec.items else {}
+    return dataclasses.replace(
+        processor,
+        tokenizer=tokenizer,
+        images={**processor.images, port: _recipe(port, spec.images[port])},
+        placeholders={**processor.placeholders, port: spec.placeholders[port]},
+        # The template has the words around an item too.
+        template=spec.template,
+        wording=None,
+        codes=layout,
+        items={**processor.items, **items},
+        lengths=spec.lengths,
+        too_long=spec.too_long,
     )
 
 

@@ -70,6 +70,14 @@ def describe_model(config: MultimodalLMConfig) -> dict[str, Any]:
         else forward(port)
         for port in examples
     }
+    if config.codes is not None:
+        codes, (height, width) = config.codes, config.codes.grid
+        side = codes.maps.downsampling
+        image = jax.ShapeDtypeStruct((1, height * side, width * side, codes.maps.image_channels), jnp.float32)
+        encode = lambda params, image: model.codes(params, "encode", image)
+        counts["items"][codes.port] = f"image of {height} x {width} codes"
+        counts["tokens"][codes.port] = codes.length()
+        counts["item_flops"][codes.port] = traced_flops(encode, shapes, image)
     return counts | _token_flops(model, shapes)
 
 

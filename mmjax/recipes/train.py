@@ -31,7 +31,7 @@ from mmjax.infer.batch import answer_text, without_answer
 from mmjax.infer.generate import GenerateOptions, Programs, generate
 from mmjax.model import MultimodalLM
 from mmjax.pretrained import from_pretrained
-from mmjax.recipes.assemble import TrainConfig, assemble
+from mmjax.recipes.assemble import TrainConfig, assemble, with_code_images
 from mmjax.train.loop import run_stages
 from mmjax.train.panels import PanelSample
 from mmjax.train.signal_loss import loss_of
@@ -122,6 +122,7 @@ def train_from_config(config: ConfigDict | Mapping[str, Any], workdir: str | os.
             raise ConfigError(f"config.from_pretrained: {parsed.from_pretrained} holds no language model")
         model = MultimodalLM(start.config, parsed.dtype, parsed.param_dtype, parsed.remat)
         params, processor = start.params, start.need_processor("training on text")
+        processor = with_code_images(processor, start.config, parsed.processor)
         kept = {"generation": start.generation, "hf_config": start.hf_config}
     else:
         model, params, processor = assemble(parsed, mesh)

@@ -77,6 +77,12 @@ class StepFlops:
         self.per_target = (
             2 * config.width * config.vocab_size * self._factor(head in self._trained, passes_head)
         )
+        # Codes of images with an output layer of their own.
+        self.per_code = sum(
+            2 * math.prod(leaf.shape) * self._factor(path in self._trained, passes_head)
+            for path, leaf in self._leaves.items()
+            if path in ("codes/out_fc1/kernel", "codes/out_fc2/kernel")
+        )
 
     def _count_fusion(self, passes: bool) -> None:
         """What stands inside the backbone beside its blocks: of a token, of a media token, of a pair of them."""
@@ -143,10 +149,31 @@ class StepFlops:
             for window, layers in self._layers_of.items():
                 if layers:
                     total += layers * self.per_pair * attended_pairs(text, causal, window)
-            total += self.per_target * int(np.count_nonzero(np.asarray(target_weights(text))))
+            total += self._said(text)
         for port, media in batch.media.items():
             total += self._media(port, media, batch)
-        return total
+        return total + self._codes(batch)
+
+    def _said(self, text: TextStream) -> float:
+        """FLOPs of the output layers, that of words or that of codes at each target."""
+        wanted, codes = np.asarray(target_weights(text)) != 0, self._model.config.codes
+        drawn = 0
+        if codes is not None and codes.own:
+            drawn = int(np.count_nonzero(wanted & (np.asarray(text.tokens) >= codes.first)))
+        return self.per_target * (int(np.count_nonzero(wanted)) - drawn) + self.per_code * drawn
+
+    def _codes(self, batch: Batch) -> float:
+        """FLOPs of making images into codes, which are not trained."""
+        codes = self._model.config.codes
+        if codes is None or codes.port not in (batch.targets or {}):
+            return 0.0
+        target = batch.targets[codes.port]
+        key = (codes.port, "codes", np.shape(target["media"])[2:])
+        if key not in self._forward:
+            image = jax.ShapeDtypeStruct((1, *key[2]), jnp.float32)
+            encode = lambda params, image: self._model.codes(params, "encode", image)
+            self._forward[key] = traced_flops(encode, self._shapes, image), 0.0
+        return self._forward[key][0] * float(np.sum(target["weights"]))
 
     def _media(self, port: str, media: Media, batch: Batch) -> float:
         if media.stage == "projected":

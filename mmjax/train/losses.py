@@ -61,6 +61,7 @@ def next_token_loss(
     Raises:
         ConfigError: router_weight for a model without experts.
     """
+    batch = model.with_codes(params, batch)
     media = model.encode_media(params, batch.media, rng)
     routers = None
     if router_weight is None:
@@ -70,7 +71,7 @@ def next_token_loss(
     text = batch.texts[stream or ("decoder" if "decoder" in batch.texts else "text")]
     total, aux = text_loss(model, params, text, hidden)
     if routers is not None:
-        terms = router_terms(routers, model.config.backbone.moe.top_k, jnp.asarray(text.segment_ids) > 0)
+        terms = router_terms(routers, model.config.backbone.router_top_k, jnp.asarray(text.segment_ids) > 0)
         aux |= {name: term * aux["weight"] for name, term in terms.items()}
         total += router_weight * aux["router_loss"]
     return total, aux
@@ -108,7 +109,7 @@ def text_loss(
         targets = jnp.take_along_axis(tokens, at, axis=1)
         weights = jnp.where(real, jnp.take_along_axis(weights, at, axis=1), 0.0)
         hidden = jnp.take_along_axis(hidden, jnp.maximum(at - 1, 0)[:, :, None], axis=1)
-    loss, correct = cross_entropy(model.logits(params, hidden), targets)
+    loss, correct = token_losses(model, params, hidden, targets)
     # A hidden state of padding may hold anything; its loss must not reach the sum, not even times zero.
     used = weights != 0
     total = jnp.sum(jnp.where(used, loss * weights, 0.0))
@@ -118,6 +119,23 @@ def text_loss(
         "targets": jnp.sum(used, dtype=jnp.int32),
     }
     return total, aux
+
+
+def token_losses(
+    model: Any, params: Any, hidden: jax.Array, targets: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """`cross_entropy` of the tokens that hidden states [..., D] are to say, int [...].
+
+    Codes of images with an output layer of their own are chosen among codes, words among words (Wu et al., 2024,
+    "Janus").
+    """
+    codes = model.config.codes
+    if codes is None or not codes.own:
+        return cross_entropy(model.logits(params, hidden), targets)
+    is_code = targets >= codes.first
+    words = cross_entropy(model.logits(params, hidden), jnp.where(is_code, 0, targets))
+    drawn = cross_entropy(model.codes(params, "logits", hidden), jnp.where(is_code, targets - codes.first, 0))
+    return jax.tree.map(lambda code, word: jnp.where(is_code, code, word), drawn, words)
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -33,6 +33,7 @@ from mmjax.signals import (
 )
 from mmjax.train.losses import next_token_loss, text_loss
 from mmjax.train.mask_losses import BCE_WEIGHT, DICE_WEIGHT, mask_loss
+from mmjax.train.prompt_loss import PromptLoss, prompted_port
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +78,7 @@ class SignalLoss:
         self, model: Any, params: Any, batch: Batch, rng: jax.Array | None = None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """(sum, aux) as `mmjax.train.losses` has it; aux has also, times "weight", every mean by its name."""
+        batch = model.with_codes(params, batch)
         media = model.encode_media(params, batch.media, rng)
         hidden = model.forward(params, batch.texts, media, batch.media_owner)
         text = batch.texts[model.config.streams[-1]]
@@ -235,12 +237,17 @@ MEANS = {
 
 
 def loss_of(model: Any, weights: dict[str, float]) -> Any:
-    """The loss of a stage: `SignalLoss` with these weights of a model with generators, else `next_token_loss`.
+    """The loss of a stage: `SignalLoss` with these weights of a model with generators, `PromptLoss` of one with a
+    P-Former, else `next_token_loss`.
 
     Raises:
-        ConfigError: a weight that the loss does not have.
+        ConfigError: a weight that the loss does not have; a P-Former beside generators.
     """
-    names = tuple(field.name for field in dataclasses.fields(SignalLoss)) if model.config.generators else ()
+    prompted = prompted_port(model.config)
+    if prompted and model.config.generators:
+        raise ConfigError(f"projectors.{prompted} is prompted, which is not trained beside generators")
+    kind = SignalLoss if model.config.generators else PromptLoss if prompted else None
+    names = tuple(field.name for field in dataclasses.fields(kind)) if kind else ()
     for name in weights:
         check_choice("loss_weights", name, names)
-    return SignalLoss(**weights) if model.config.generators else next_token_loss
+    return kind(**weights) if kind else next_token_loss

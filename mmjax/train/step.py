@@ -26,8 +26,11 @@ from mmjax.train.stage import StageConfig
 Loss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 # Of generators, see `mmjax.train.signal_loss`.
 DRAWN = ("diffusion", "alignment", "regression", "retrieval", "decision")
+# Of prompts, see `mmjax.train.prompt_loss`.
+PROMPTED = ("contrast", "vocabulary", "align")
 # Entries of a loss's aux that the step divides by the weight, and what they are called then.
-MEANS = {"correct": "accuracy", **{name: name for name in ("router_loss", "router_load", "bce", "dice", *DRAWN)}}
+_SAME = ("router_loss", "router_load", "bce", "dice", *DRAWN, *PROMPTED)
+MEANS = {"correct": "accuracy", **{name: name for name in _SAME}}
 
 
 @jax.tree_util.register_dataclass

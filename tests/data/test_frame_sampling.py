@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 
 from mmjax.config import ConfigError, from_dict, to_dict
-from mmjax.data.frames import FrameSampling, at_fps, centres, ends, head, random_in_segments, starts
+from mmjax.data.frames import (
+    FrameSampling,
+    at_fps,
+    centres,
+    centres_at_fps,
+    ends,
+    head,
+    inner_at_fps,
+    random_in_segments,
+    starts,
+)
 
 
 def test_known_indices():
@@ -49,6 +59,24 @@ def test_random_draws_each_frame_of_a_segment_alike():
         assert len(counts) == 4 and np.abs(counts - 1000).max() < 5 * np.sqrt(1000 * 0.75)
     same = [random_in_segments(12, 3, np.random.default_rng(1)).tolist() for _ in range(2)]
     assert same[0] == same[1]
+
+
+def test_rates_of_single_systems():
+    assert centres_at_fps(100, 25.0, 1, 50).tolist() == [12, 37, 62, 87]
+    assert centres_at_fps(10, 25.0, 1, 50).tolist() == [5], "less than a second: its middle"
+    # 3.6 seconds: 3.6 rounded, from the first to the last.
+    assert inner_at_fps(36, 10.0, 1, 64).tolist() == [0, 11, 23, 35]
+    # A second at either end is left out of what is much longer than wanted.
+    assert inner_at_fps(100, 10.0, 1, 3).tolist() == [10, 50, 90]
+    assert inner_at_fps(50, 10.0, 1, 3).tolist() == [0, 24, 49]
+    assert inner_at_fps(1, 10.0, 1, 3).tolist() == [0] and inner_at_fps(3, 1.0, 9, 64).tolist() == [0, 1, 2]
+    for policy, wanted in (("centres_fps", [12, 37, 62, 87]), ("inner_fps", [0, 33, 66, 99])):
+        sampling = FrameSampling(policy, 50, 1.0)
+        assert sampling(100, 25.0).tolist() == wanted
+        with pytest.raises(ValueError, match="needs the video's own rate"):
+            sampling(100, None)
+        with pytest.raises(ConfigError, match='fps goes with policy "fps" or "centres_fps" or "inner_fps"'):
+            FrameSampling(policy, 50)
 
 
 def test_at_fps():

@@ -15,8 +15,9 @@ from mmjax.data.image import ImageProcessor
 from mmjax.data.processor import Processor
 from mmjax.data.tokenizer import load_tokenizer
 from mmjax.encoders.vit import ViTConfig
-from mmjax.infer.chat import ChatSession, TextStreamer, interactive
+from mmjax.infer.chat import ChatSession, Reply, TextStreamer, interactive, save_media
 from mmjax.infer.generate import GenerateOptions, Programs, generate
+from mmjax.infer.retrieve import Retrieved
 from mmjax.model import MultimodalLM, MultimodalLMConfig
 from mmjax.projectors.linear import LinearProjectorConfig
 
@@ -166,6 +167,28 @@ def test_images_to_a_model_without_an_image_port_are_refused(system, programs, p
     session = ChatSession(*system, OPTIONS, programs, image_port="thermal")
     with pytest.raises(ValueError, match="thermal.*image"):
         session.image(picture)
+
+
+def test_media_of_a_reply_are_saved_under_names_that_are_free(tmp_path):
+    reply = Reply("here you are")
+    reply.images = (np.zeros((2, 3, 3)), np.ones((2, 3, 3)))
+    for number in range(2):
+        paths = [tmp_path / "new" / f"reply_{number:03d}_{image}.png" for image in range(2)]
+        assert save_media(reply, tmp_path / "new") == [f"saved {path}" for path in paths]
+        assert [np.asarray(Image.open(path)).mean() for path in paths] == [0, 255]
+    assert save_media(Reply("nothing"), tmp_path / "none") == [] and not (tmp_path / "none").exists()
+    found = Retrieved(0, np.array([3, 1]), np.array([0.5, 0.25]), ("c.png", "a.png"))
+    codes = Reply()
+    codes.image_codes, codes.retrieved = (np.zeros((2, 3), int),), {"find": (found,)}
+    assert save_media(codes, tmp_path) == [
+        "images of 2 x 3 codes, which this checkpoint has no decoder for", "find: c.png (0.500), a.png (0.250)",
+    ]  # fmt: skip
+
+
+def test_a_model_that_cannot_be_asked_for_an_image_says_so(session):
+    terminal = talk(session, "/draw a cat", "/help")
+    assert "error: this model writes no images as tokens" in terminal.out and "/draw TEXT" in terminal.out
+    assert session.messages == []
 
 
 @pytest.mark.parametrize(

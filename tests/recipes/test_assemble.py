@@ -9,13 +9,22 @@ import pytest
 from mmjax.backbones.fusion.visual_expert import VisualExpertConfig
 from mmjax.config import ConfigError, from_dict
 from mmjax.configuration import load_config, to_plain
+from mmjax.data.conversation import Conversation, MediaPart, Message, TextPart
+from mmjax.data.processor import Processor
 from mmjax.distributed.mesh import MeshConfig, make_mesh
 from mmjax.encoders.dual import Tower
 from mmjax.encoders.frames import FramesConfig
 from mmjax.interop import huggingface
 from mmjax.model import MultimodalLM, MultimodalLMConfig
 from mmjax.paths import flatten
-from mmjax.recipes.assemble import InitConfig, TrainConfig, assemble, byte_tokenizer, make_processor
+from mmjax.recipes.assemble import (
+    InitConfig,
+    TrainConfig,
+    assemble,
+    byte_tokenizer,
+    make_processor,
+    with_code_images,
+)
 
 
 def fresh(model, seed):
@@ -186,3 +195,21 @@ def test_processor_must_fit_the_model(config):
             make_processor(dataclasses.replace(config, processor=other))
     with pytest.raises(ConfigError, match="tokenizer has 259 tokens, model.backbone.vocab_size is 258"):
         make_processor(changed(config, {"vocab_size": 258}))
+
+
+def test_a_checkpoint_that_says_nothing_of_codes_takes_the_configs_word():
+    """As a Chameleon of transformers, whose processor is a tokenizer."""
+    config = from_dict(TrainConfig, to_plain(load_config("chameleon:tiny")))
+    whole, model, spec = make_processor(config), config.model, config.processor
+    bare = Processor(byte_tokenizer(), {}, None, {}, {}, model.num_tokens)
+    found = with_code_images(bare, model, spec)
+    image = np.zeros((9, 5, 3), np.uint8)
+    turns = [Message("user", (MediaPart("image", image), TextPart("?"))), Message("assistant", (TextPart("Yes"),))]
+    talk = Conversation(tuple(turns), name="talk")
+    np.testing.assert_array_equal(found.sample(talk).tokens, whole.sample(talk).tokens)
+    assert np.count_nonzero(found.sample(talk).tokens == model.codes.placeholder) == 16
+    assert with_code_images(found, model, spec) is found
+    other = dataclasses.replace(model, codes=None)
+    assert with_code_images(bare, other, spec) is bare
+    with pytest.raises(ConfigError, match="with processor.controls the tokenizer has 300 tokens"):
+        with_code_images(bare, model, dataclasses.replace(spec, controls=tuple(f"<{n}>" for n in range(41))))

@@ -15,6 +15,8 @@ from mmjax.backbones.fusion.modality_experts import ModalityExpertsConfig
 from mmjax.backbones.fusion.visual_expert import VisualExpertConfig
 from mmjax.data.contracts import Batch, Media, TextStream
 from mmjax.encoders.vit import ViTConfig
+from mmjax.generators.image_codes import ImageCodesConfig
+from mmjax.generators.vq_autoencoder import VQAutoencoderConfig
 from mmjax.model import MultimodalLM, MultimodalLMConfig
 from mmjax.nn.masks import attention_mask, windowed
 from mmjax.nn.moe import MixtureConfig
@@ -218,3 +220,27 @@ def test_fusion_inside_the_backbone_by_hand():
     pairs = 4 * (7 + 3 + 5)
     maps = 3 * 2 * ((2 * D * H * C + 3 * D * F) * tokens + 2 * D * K * C * 4 * 3)
     assert extra(gated, Batch({"text": text}, {"image": media})) == maps + 3 * 4 * H * C * pairs
+
+
+def test_images_as_codes_by_hand():
+    """Codes are said by their own two maps, words by the LLM's output layer; images that are padding cost nothing."""
+    autoencoder = VQAutoencoderConfig(
+        codes=7, latent_channels=3, widths=(8,), blocks=1, groups=4, inner_channels=4, middle_attention=False
+    )
+    codes = ImageCodesConfig(autoencoder, D, (1, 2), first=V, own=True, port="image_out")
+    model = MultimodalLM(MultimodalLMConfig(MODEL.config.backbone, codes=codes))
+    paths = [path for path in flatten(model.param_shapes()) if not path.startswith("codes/autoencoder")]
+    text = make_batch().text
+    tokens = text.tokens.copy()
+    tokens[0, 4:6] = codes.blank
+    batch = Batch({"text": text.replace(tokens=tokens)})
+    maps = 2 * (D * D + D * 7)
+    for trained, times in ((paths, 3), ([path for path in paths if path.startswith("backbone")], 2)):
+        counts = StepFlops(model, trained)
+        words = counts.of(Batch({"text": text}))
+        assert counts.of(batch) == pytest.approx(words + 2 * (times * maps - 3 * 2 * D * V))
+    images = {"media": np.zeros((2, 2, 3, 5, 3), np.float32), "weights": np.array([[1, 1], [1, 0]], np.float32)}
+    shapes, image = model.param_shapes(), jax.ShapeDtypeStruct((1, 3, 5, 3), jnp.float32)
+    encode = traced_flops(lambda params, image: model.codes(params, "encode", image), shapes, image)
+    whole = counts.of(batch.replace(targets={"image_out": images}))
+    assert encode > 15 * 2 * 3 * 7 and whole == pytest.approx(counts.of(batch) + 3 * encode)

@@ -47,6 +47,11 @@ class ModalityExpertsConfig:
     # It asks which media a row has, see `MultimodalLM.inside`.
     of_rows: ClassVar[bool] = True
 
+    @property
+    def router_top_k(self) -> int | None:
+        """How many experts a router sends a token to; None where there is none."""
+        return self.top_k if self.routing == "router" else None
+
     def __post_init__(self):
         check_choice("fusion.routing", self.routing, ROUTINGS)
         for name in ("num_experts", "rank"):
@@ -111,17 +116,19 @@ class ModalityExperts(nn.Module):
         """What decoding keeps of a memory: itself."""
         return (memory,)
 
-    def _weights(self, router: jax.Array, x: jax.Array, present: jax.Array) -> jax.Array:
-        """float32 [B, T, E], with sum 1, of x [B, T, D] and present [B, ports]."""
+    def _weights(
+        self, router: jax.Array, x: jax.Array, present: jax.Array
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """float32 [B, T, E], with sum 1, of x [B, T, D] and present [B, ports]; and a router's logits."""
         c = self.config
         if c.routing == "modality":
             some = jnp.any(present > 0, axis=1, keepdims=True)
             rows = jnp.where(some, present, jnp.ones(c.num_experts))
             rows = rows / rows.sum(axis=1, keepdims=True)
-            return jnp.broadcast_to(rows[:, None], (*x.shape[:2], c.num_experts))
+            return jnp.broadcast_to(rows[:, None], (*x.shape[:2], c.num_experts)), None
         logits = x.astype(jnp.float32) @ router.astype(jnp.float32)
         weights, experts = route(logits, c.top_k)
-        return jnp.einsum("btk,btke->bte", weights, jax.nn.one_hot(experts, c.num_experts))
+        return jnp.einsum("btk,btke->bte", weights, jax.nn.one_hot(experts, c.num_experts)), logits
 
     def __call__(
         self,
@@ -160,13 +167,14 @@ class ModalityExperts(nn.Module):
             experts = {name: leaves for name, leaves in layer["own"].items() if name != "router"}
 
             def mixed(h):
-                weights = self._weights(layer["own"]["router"]["kernel"], h, present).astype(self.dtype)
+                weights, logits = self._weights(layer["own"]["router"]["kernel"], h, present)
 
                 def one(own):
                     joined = {name: {**leaves, **own.get(name, {})} for name, leaves in mlp.items()}
                     return self.expert.apply({"params": joined}, h)
 
-                return jnp.einsum("ebtd,bte->btd", jax.lax.map(one, experts), weights)
+                each = jax.lax.map(one, experts)
+                return jnp.einsum("ebtd,bte->btd", each, weights.astype(self.dtype)), logits
 
             return apply(layer["text"], x, layer_cache, inside={"mlp": mixed})
 

@@ -26,6 +26,7 @@ from mmjax.encoders.convnext import ConvNeXtConfig
 from mmjax.encoders.dual import TEXT_TOWERS, DualEncoder, DualEncoderConfig, TextConfig, Tower
 from mmjax.encoders.resnet import ResNetConfig
 from mmjax.encoders.sam import SamEncoderConfig
+from mmjax.encoders.sound_text import SoundText, SoundTextConfig
 from mmjax.encoders.swin import SwinConfig
 from mmjax.encoders.text import TextEncoderConfig
 from mmjax.encoders.timesformer import TimeSformerConfig
@@ -43,6 +44,7 @@ from mmjax.interop.huggingface import (
     chameleon,
     chameleon_vqgan,
     clap,
+    clap_pair,
     clap_text,
     clip,
     convnext,
@@ -130,7 +132,7 @@ FAMILIES: dict[str, ModuleType | TextFamily | SystemFamily] = {
     "whisper": whisper,
     ast.MODEL_TYPE: ast,
     clap.MODEL_TYPE: clap,
-    "clap": clap,
+    clap_pair.MODEL_TYPE: clap_pair,
     clap_text.MODEL_TYPE: clap_text,
     "wav2vec2": wav2vec2,
     "hubert": wav2vec2,
@@ -158,18 +160,20 @@ TOWERS: dict[type, ModuleType] = {
     ASTConfig: ast,
     TimeSformerConfig: timesformer,
     CLAPConfig: clap,
+    SoundTextConfig: clap_pair,
     Wav2Vec2Config: wav2vec2,
     VocoderConfig: speecht5_hifigan,
     VideoVQAutoencoderConfig: emu3_vqgan,
 }
 
 Config = (
-    MultimodalLMConfig | DualEncoderConfig | EncoderConfig | TextConfig | SegmenterConfig | VocoderConfig
-    | VQAutoencoderConfig | VideoVQAutoencoderConfig
+    MultimodalLMConfig | DualEncoderConfig | SoundTextConfig | EncoderConfig | TextConfig | SegmenterConfig
+    | VocoderConfig | VQAutoencoderConfig | VideoVQAutoencoderConfig
 )  # fmt: skip
 MODELS: dict[type, Callable[..., Any]] = {
     MultimodalLMConfig: MultimodalLM,
     DualEncoderConfig: DualEncoder,
+    SoundTextConfig: SoundText,
     SegmenterConfig: Segmenter,
     **dict.fromkeys(TEXT_TOWERS, Tower),
     VocoderConfig: VocoderModel,
@@ -197,7 +201,7 @@ class Loaded:
 
 
 def model_of(config: Config, **options: Any) -> Any:
-    """The MultimodalLM, DualEncoder or Tower of a config; `options` are dtype, param_dtype, remat."""
+    """The MultimodalLM, DualEncoder, SoundText or Tower of a config; `options` are dtype, param_dtype, remat."""
     return MODELS[type(config)](config, **options)
 
 

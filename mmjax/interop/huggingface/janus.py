@@ -64,6 +64,7 @@ def _read(hf: Mapping[str, Any], tower: ViTConfig, width: int) -> dict[str, Any]
             grid=(side, side),
             first=(hf.get("text_config") or {}).get("vocab_size", VOCABULARY),
             own=True,
+            port="image_out",
             activation=activation_from_hf(codes, "hidden_act", "gelu"),
         ),
     }

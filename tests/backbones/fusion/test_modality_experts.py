@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from mmjax.backbones.decoder import DecoderConfig
 from mmjax.backbones.fusion.modality_experts import ModalityExpertsConfig
@@ -15,7 +17,9 @@ from mmjax.encoders.vit import ViTConfig
 from mmjax.infer.generate import GenerateOptions, generate
 from mmjax.model import MultimodalLM, MultimodalLMConfig
 from mmjax.nn.lora import LoRAConfig
+from mmjax.nn.moe import load_balancing_loss
 from mmjax.projectors.linear import LinearProjectorConfig
+from mmjax.train.losses import next_token_loss
 from mmjax.train.stage import StageConfig, adapt
 
 VIT = ViTConfig(
@@ -49,35 +53,87 @@ def params(slow):
     return slow.drawn(MODEL)
 
 
+def test_the_balance_of_its_routers(params, slow):
+    """Logits of every layer are those of a slow router; their loss is Mixtral's of them, its gradient torch's."""
+    text = batch().text
+    # The last rows are padded, differently far.
+    seen = (np.arange(10) < np.array([10, 10, 8, 5])[:, None]).astype(np.int32)
+    rows = batch().replace(texts={"text": dataclasses.replace(text, segment_ids=seen)})
+
+    @jax.jit
+    def run(params):
+        media = MODEL.encode_media(params, rows.media)
+        embeddings = MODEL.embed(params, rows.text, media)
+        hidden, logits = MODEL.forward(params, rows.texts, media, router_logits=True)
+        total, aux = next_token_loss(MODEL, params, rows, router_weight=0.3)
+        plain, _ = next_token_loss(MODEL, params, rows)
+        return embeddings, hidden, logits, (total - plain) / aux["weight"], aux["router_loss"] / aux["weight"], aux
+
+    embeddings, hidden, logits, added, loss, aux = run(params)
+    assert logits.shape == (2, 4, 10, 3) and logits.dtype == np.float32
+    np.testing.assert_allclose(jax.jit(MODEL.__call__)(params, rows).hidden, hidden, atol=1e-6)
+    # What the second layer's router reads has been through the first one's experts: the blocks are run one by one.
+    kernel = np.asarray(params["backbone"]["fusion"]["blocks"]["router"]["kernel"])
+    decoder, read = slow.Decoder(PLAIN, params["backbone"]), []
+    experts = decoder_feed(params, decoder, lambda z, own: routed(decoder, z, own))
+    decoder.feed = lambda layer, h, mlp: read.append(h @ kernel[layer]) or experts(layer, h, mlp)
+    decoder(np.asarray(embeddings[0]))
+    np.testing.assert_allclose(np.stack(read), logits[:, 0], atol=1e-4)
+
+    gates = tuple(torch.tensor(np.asarray(layer).reshape(40, 3)) for layer in logits)
+    wanted = load_balancing_loss_func(gates, 3, 2, torch.tensor(seen))
+    np.testing.assert_allclose(loss, wanted.item(), rtol=1e-5)
+    np.testing.assert_allclose(added, 0.3 * wanted.item(), rtol=1e-4)
+    assert 1 <= aux["router_load"] / aux["weight"] <= 3 / 2
+    theirs = torch.tensor(np.asarray(logits), requires_grad=True)
+    load_balancing_loss_func(tuple(layer.reshape(40, 3) for layer in theirs), 3, 2, torch.tensor(seen)).backward()
+    mine = jax.grad(lambda logits: load_balancing_loss(logits, 2, seen > 0))(logits)
+    np.testing.assert_allclose(mine, theirs.grad, atol=1e-6)
+    by_rows = adapt(MODEL, params, STAGE)[0]
+    with pytest.raises(ConfigError, match="backbone.fusion does not route"):
+        next_token_loss(by_rows, params, rows, router_weight=0.3)
+
+
+def routed(decoder, z, own):
+    """Weights of the experts of a token as the router gives them."""
+    odds = decoder.softmax(z @ own["router"]["kernel"])
+    odds = np.where(odds >= np.sort(odds)[-2], odds, 0)
+    return odds / odds.sum()
+
+
+def decoder_feed(params, decoder, weigh):
+    """What stands in the MLPs' place, a token and an expert at a time; `weigh` gives a token's weights."""
+    fusion = params["backbone"]["fusion"]["blocks"]
+
+    def feed(layer, h, mlp):
+        own, text = decoder.at(fusion, layer), decoder.at(params["backbone"]["blocks"], layer)["mlp"]
+        out = np.zeros_like(h)
+        for at, z in enumerate(h):
+            weights = weigh(z, own)
+            for expert in range(3):
+                kernels = {
+                    name: text[name]["kernel"] + 1.5 * own[name]["lora_a"][expert] @ own[name]["lora_b"][expert]
+                    for name in ("gate", "up", "down")
+                }
+                gate = z @ kernels["gate"]
+                inner = gate / (1 + np.exp(-gate)) * (z @ kernels["up"])
+                out[at] += weights[expert] * (inner @ kernels["down"])
+        return out
+
+    return feed
+
+
 @pytest.mark.parametrize("routing", ["router", "modality"])
 def test_against_a_slow_implementation(params, slow, routing):
     model = MODEL if routing == "router" else adapt(MODEL, params, STAGE)[0]
-    fusion = params["backbone"]["fusion"]["blocks"]
     embed = jax.jit(lambda params, batch: model.embed(params, batch.text, model.encode_media(params, batch.media)))
     embeddings = embed(params, batch())
     got = jax.jit(model.__call__)(params, batch()).hidden
     by_row = [[1, 0, 0], [0, 1, 0], [0.5, 0.5, 0], [1 / 3] * 3]
     for row in range(4):
         decoder = slow.Decoder(PLAIN, params["backbone"])
-
-        def feed(layer, h, mlp, decoder=decoder, row=row):
-            own, text = decoder.at(fusion, layer), decoder.at(params["backbone"]["blocks"], layer)["mlp"]
-            out = np.zeros_like(h)
-            for at, z in enumerate(h):
-                odds = decoder.softmax(z @ own["router"]["kernel"])
-                odds = np.where(odds >= np.sort(odds)[-2], odds, 0)
-                weights = odds / odds.sum() if routing == "router" else by_row[row]
-                for expert in range(3):
-                    kernels = {
-                        name: text[name]["kernel"] + 1.5 * own[name]["lora_a"][expert] @ own[name]["lora_b"][expert]
-                        for name in ("gate", "up", "down")
-                    }
-                    gate = z @ kernels["gate"]
-                    inner = gate / (1 + np.exp(-gate)) * (z @ kernels["up"])
-                    out[at] += weights[expert] * (inner @ kernels["down"])
-            return out
-
-        decoder.feed = feed
+        ways = {"router": lambda z, own, d=decoder: routed(d, z, own), "modality": lambda z, own, r=row: by_row[r]}
+        decoder.feed = decoder_feed(params, decoder, ways[routing])
         np.testing.assert_allclose(got[row], decoder(embeddings[row]), rtol=0, atol=1e-4)
 
 

@@ -1,12 +1,18 @@
 """Emu3 against transformers: images in as codes, and images out with its own constraint and guidance."""
 
+import types
+
 import numpy as np
 import pytest
 import torch
 import transformers
 
 from mmjax.config import ConfigError
+from mmjax.data.code_images import CodeImages
 from mmjax.data.items import TokenPlanError
+from mmjax.data.samples import Sample
+from mmjax.infer.answers import Making, begun
+from mmjax.infer.image_codes import WriteOptions
 from mmjax.interop.huggingface import load, save
 from mmjax.interop.huggingface.emu3 import FAMILY
 
@@ -139,6 +145,42 @@ def test_codes_need_not_follow_one_another_in_the_vocabulary(tmp_path):
     again, info = transformers.Emu3ForConditionalGeneration.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not info["unexpected_keys"] and not info["mismatched_keys"]
     assert again.config.vocabulary_map == words
+
+
+class Words:
+    """Stands for a tokenizer: Emu3's names of what begins an image, and digits."""
+
+    named_tokens = {"boi_token": "<|image start|>"}  # noqa: RUF012 (never changed)
+    special_tokens = {"<|image start|>": 85, **{word: WORDS[word] for word in list(WORDS)[1:5]}}  # noqa: RUF012
+
+    @staticmethod
+    def token_id(token):
+        return {"<|image start|>": 85}[token]
+
+    @staticmethod
+    def encode(text, continued=False):
+        return [3 + "0123456789*".index(sign) for sign in text]
+
+
+def test_a_prompt_of_words_says_how_large_its_image_shall_be(both):
+    _, model, _ = both
+    ids = np.array([9, 7, 8], np.int32)
+    sample = Sample(ids, np.arange(3, dtype=np.int32), np.zeros(3, np.float32), np.full(3, -1, np.int32))
+    processor = types.SimpleNamespace(tokenizer=Words, images={})
+    for grid, size in ((None, (90, 90)), ((12, 30), (12, 30))):
+        making = Making(write=WriteOptions("image", grid=grid))
+        longer = begun(model.module, sample, making, processor)
+        wanted = [9, 7, 8, 85, *Words.encode("{}*{}".format(*size)), BEGIN]
+        assert longer.tokens.tolist() == wanted and longer.positions.tolist() == list(range(len(wanted)))
+        assert set(longer.media_index.tolist()) == {-1} and longer.num_targets == 0
+        # What the recipe says of images that are learned is what begins one that is written.
+        before = "<|image start|>{height}*{width}<|image token|>"
+        told = CodeImages(8, 8, before, "<|extra_201|><|image end|>")
+        taught = types.SimpleNamespace(tokenizer=Words, images={"image": told})
+        assert begun(model.module, sample, making, taught).tokens.tolist() == wanted
+    assert begun(model.module, sample, Making(write=WriteOptions("interleaved")), processor) is sample
+    with pytest.raises(ValueError, match="negative_prompt: wanted is a model with a tokenizer"):
+        model.generate(prompts()[0], generation_mode="image", negative_prompt="word")
 
 
 def test_what_is_not_supported_is_named():
