@@ -20,7 +20,7 @@ either side with captions, "instruct" with LoRA on in-context generation, compos
         --config.stages.instruct.data.path=/data/in_context.jsonl
 
 What an assistant shows is what is to be made: {"type": "image", "path": FILE, "caption": TEXT} or "audio" among the
-parts of its answer; words must follow it, since only words train the end of an answer. What a user shows is read: an
+parts of its answer. What a user shows is read: an
 edit is a picture or a sound and the words of what shall change.
 
 Not as published: conditions are drawn to what the generator's own text encoder makes of a caption, where the paper

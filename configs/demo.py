@@ -7,11 +7,12 @@
     modality encoder    EfficientNet-Lite0 (ImageNet), frozen: 5 pooled features of all its stages
     input projector     2 + 4 tokens: linear maps that start from ridge regressions, and a small MLP
     LLM backbone        SmolLM2-135M-Instruct, frozen in stage 1, with LoRA in stage 2
-    output projector    none: it answers in text
-    modality generator  none
+    output projector    4 new signal tokens to a sketch (a linear map that starts from a ridge regression) and 4 tokens
+    modality generator  a diffusion transformer over 8 x 8 pixel patches in their principal components
 
 Stage "pretrain" (MM-PT) teaches the projector to complete "An emoji of <image>, an emoji of blue frog.";
-stage "instruct" (MM-IT) teaches projector and LoRA to answer four questions about each picture. The settings
+stage "instruct" (MM-IT) teaches projector and LoRA to answer four questions about each picture. Stage "signal"
+trains the rows of the signal tokens, when to draw; stage "draw" output projector and generator. The settings
 were chosen on the "develop" pairs of colour and object; the score is taken on the "final" ones.
 """
 
@@ -21,13 +22,13 @@ SIZES = ("full", "short")
 ABOUT = {
     "title": "Demo",
     "inputs": ("text", "image"),
-    "outputs": ("text",),
+    "outputs": ("text", "image"),
     "parts": {
         "modality encoder": "EfficientNet-Lite0",
         "input projector": "linear maps and an MLP on pooled features",
         "LLM backbone": "SmolLM2-135M-Instruct",
-        "output projector": "none",
-        "modality generator": "none",
+        "output projector": "linear, a sketch and tokens of 4 signal tokens",
+        "modality generator": "a diffusion transformer (PixArt blocks) over patches",
     },
     "run": "make demo, or mmjax demo --workdir DIR",
     "verified": "trained and scored on held-out images by every run: demo_scores.json, report.html",
@@ -58,6 +59,9 @@ GOALS = (
     ("instruct", "pairs", "yes/no, colour", "blind", 0.42, 0.58),
     ("instruct", "nouns", "group of 8", "value", 0.60, 1.0),
     ("instruct", "nouns", "yes/no", "value", 0.62, 1.0),
+    ("draw", "pairs", "right picture first of 100", "value", 0.90, 1.0),
+    ("draw", "pairs", "colour of 8", "value", 0.90, 1.0),
+    ("draw", "trained", "right picture among the first 10 of 100", "value", 0.80, 1.0),
 )
 
 
@@ -129,6 +133,66 @@ def get_config(arg: str = "full") -> dict:
                 "log_every": 2,
                 # Four questions a row, behind one image.
                 "data": {"kind": "questions", "length": 84, "targets": 18},
+            },
+        },
+        "drawing": {
+            "seed": 0,
+            # Each signal token starts as the embedding of a word.
+            "words": ("picture", "color", "shape", "object"),
+            "patches": {"patch": 8, "latent_channels": 32},
+            "denoiser": {
+                "patch": 2,
+                "width": 64 if short else 256,
+                "num_heads": 4,
+                "num_layers": 2 if short else 4,
+                "context_width": 64 if short else 256,
+                "maps_context": False,
+                "reads_size": False,
+                "stretch": 1.0,
+            },
+            # It predicts the picture itself; all noise at the last time.
+            "schedule": {
+                "sampler": "ddim",
+                "spacing": "trailing",
+                "noise": {"betas": "squaredcos_cap_v2", "zero_snr": True, "prediction": "sample"},
+            },
+            # Lambda of the regression that the sketch starts from.
+            "ridge_penalty": 0.003,
+            # Requests read at once, while the LLM's states are kept.
+            "batch_size": 16 if short else 64,
+            "steps": 20,
+            "guidance_scale": 1.0,
+            "stages": {
+                "signal": {
+                    "steps": 2 if short else 20,
+                    "batch_size": 8 if short else 16,
+                    "learning_rate": 5e-3,
+                    "warmup_steps": 1 if short else 2,
+                    "final_fraction": 0.1,
+                    "trainable": (("backbone/embed_new/embedding", "train"),),
+                    "loss_weights": {"diffusion": 0.0},
+                    "log_every": 2,
+                    "data": {"kind": "signals", "length": 32, "targets": 8},
+                },
+                "draw": {
+                    "steps": 4 if short else 400,
+                    "batch_size": 8 if short else 32,
+                    "learning_rate": 1e-3,
+                    "warmup_steps": 1 if short else 40,
+                    "final_fraction": 0.02,
+                    "weight_decay": 0.01,
+                    "b2": 0.98,
+                    "trainable": (
+                        # The sketch stays the regression that it is.
+                        ("output_projectors/image_out/(mean|std|sketch/.*)", "freeze"),
+                        ("generators/image_out/autoencoder/.*", "freeze"),
+                        ("(output_projectors|generators)/.*", "train"),
+                    ),
+                    # Some drawings are trained without a prompt, for guidance.
+                    "loss_weights": {"drop": 0.1},
+                    "log_every": 4 if short else 10,
+                    "data": {"kind": "states", "recoloured": 0.5},
+                },
             },
         },
         "evaluation": {

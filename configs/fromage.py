@@ -16,7 +16,7 @@ image among those of the batch, by InfoNCE in both directions.
         --config.stages.ground.data.path=/data/cc3m.jsonl
 
 What an assistant shows is to be found: {"type": "image", "path": FILE} behind the caption among the parts of its
-answer, and words behind it, since only words train the end of an answer. The contrast is one of a micro-batch: give it
+answer. The contrast is one of a micro-batch: give it
 rows rather than steps to accumulate. The published captions stand alone; here a turn begins with Q: or A:, as in the
 paper's dialogues. Its captions that are joined two by two are not made here. Learning rate, batch size and warm-up are
 the paper's as far as published, the steps about its one epoch.

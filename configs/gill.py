@@ -21,7 +21,7 @@ which somebody has said whether drawing or finding gives the better image.
         --config.stages.decide.data.path=/data/parti_prompts_judged.jsonl
 
 What an assistant shows is to be drawn and found: {"type": "image", "path": FILE, "caption": TEXT} behind the caption
-among the parts of its answer, and words behind it, since only words train the end of an answer; with "choice": "draw"
+among the parts of its answer; with "choice": "draw"
 or "retrieve" where somebody has judged. All eight tokens are targets of the text, where the published code trains the
 first alone and writes the others after it, as generating does here too. The published classifier also reads how near
 the best image of the gallery is, and is a linear map with dropout of half. As far as published: learning rate, batch

@@ -21,8 +21,8 @@ captions whose nouns are followed by cut-outs of the image, on edits (InstructPi
         --config.stages.align.data.path=/data/captions.jsonl \
         --config.stages.instruct.data.path=/data/compositions.jsonl
 
-What an assistant shows is to be made: {"type": "image", "path": FILE, "caption": TEXT} as its answer, and words behind
-it, since only words train the end of an answer. An edit is a question with the image to change and what to change.
+What an assistant shows is to be made: {"type": "image", "path": FILE, "caption": TEXT} as its answer.
+An edit is a question with the image to change and what to change.
 Once "instruct" is over no captions are needed. Any other UNet, LoRA or ControlNet of Stable Diffusion 1.5 may take the
 place of the one that was trained with.
 

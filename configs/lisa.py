@@ -18,7 +18,7 @@ reasoning segmentation:
         --config.stages.segment.data.path=/data/segment.jsonl
 
 What is to be drawn is a part of an answer among its words, {"type": "mask", "mask": FILE}, or "polygon" or "box".
-Words must follow it, as in "It is [SEG].", since only words train the end of an answer. The loss is 1.0 of the text's,
+The published answers are "It is [SEG].". The loss is 1.0 of the text's,
 2.0 of the masks' cross-entropy and 0.5 of their DICE. Masks are compared in the padded square at 256 x 256, where
 the published code resizes them to each image. `mmjax chat` and `mmjax generate` write what it draws as pictures, white
 inside; `mmjax.infer.masks.generate_masks` gives the numbers.

@@ -17,8 +17,8 @@ drawn to what Stable Diffusion's own text encoder makes of it, and to what the d
         --config.stages.unimodal.data.path=/data/cc3m.jsonl \
         --config.stages.multimodal.data.path=/data/vist.jsonl
 
-What an assistant shows is to be made: {"type": "image", "path": FILE, "caption": TEXT} among the parts of its answer,
-and words behind it, since only words train the end of an answer. A tenth of the conditions is dropped for
+What an assistant shows is to be made: {"type": "image", "path": FILE, "caption": TEXT} among the parts of its answer.
+A tenth of the conditions is dropped for
 classifier-free guidance. As far as published: the weights of the losses, learning rates, batch sizes, the rank of LoRA,
 and the widths of the transformer, whose heads are those of torch's default. Start from MiniGPT-4's linear map: it is
 not trained here.

@@ -23,7 +23,7 @@ modality-switching instructions.
 What an assistant shows is what is to be made: {"type": "image", "path": FILE}, "video" or "audio" among the parts of
 its answer. Conditions are aligned with captions, {"type": "image", "path": FILE, "caption": TEXT}, once
 --config.processor.images.image_out.captions names the directory of the generator's tokenizer (video_out likewise).
-Words must follow a signal, since only words train the end of an answer. The published code adds the embeddings of the
+The published code adds the embeddings of the
 signal's tokens to their hidden states before it maps them; so does this. Learning rates and batch sizes are those of
 the paper's appendix as far as it gives them.
 

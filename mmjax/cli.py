@@ -185,9 +185,14 @@ def _add_sampling(parser) -> None:
 
 def _add_drawing(parser) -> None:
     group = parser.add_argument_group("models that draw")
-    group.add_argument("--steps", type=int, metavar="N", help="of a diffusion sampler; default: 50")
     group.add_argument(
-        "--guidance-scale", type=float, metavar="S", help="1 is none; default: 7.5, of images as tokens the model's own"
+        "--steps", type=int, metavar="N", help="of a diffusion sampler; default: the checkpoint's, else 50"
+    )
+    group.add_argument(
+        "--guidance-scale",
+        type=float,
+        metavar="S",
+        help="1 is none; default: the checkpoint's, else 7.5, of images as tokens the model's own",
     )
     group = parser.add_argument_group("models that write images as tokens (Janus, Emu3, Chameleon)")
     group.add_argument(

@@ -191,9 +191,14 @@ def text_condition(model: Any, params: Mapping[str, Any], port: str, tokens: jax
 def alike(one: Condition, other: Condition) -> tuple[Condition, Condition]:
     """Both with what both have, sequences as long as the longer one, so that a program may put them together."""
     both = (one, other)
-    pooled = all(part.pooled is not None for part in both)
+    shared = [name for name in one.extras or {} if name in (other.extras or {})]
+
+    def beside(part: Condition) -> dict[str, Any]:
+        pooled = part.pooled if all(part.pooled is not None for part in both) else None
+        return {"pooled": pooled, "extras": {name: part.extras[name] for name in shared} or None}
+
     if any(part.sequence is None for part in both):
-        return tuple(Condition(None, pooled=part.pooled if pooled else None) for part in both)
+        return tuple(Condition(None, **beside(part)) for part in both)
     lengths = [part.sequence.shape[1] for part in both]
     masked = len(set(lengths)) > 1 or any(part.mask is not None for part in both)
 
@@ -204,7 +209,7 @@ def alike(one: Condition, other: Condition) -> tuple[Condition, Condition]:
         if masked:
             mask = jnp.ones((rows, length), bool) if part.mask is None else part.mask
             mask = jnp.pad(mask, more)
-        return Condition(jnp.pad(sequence, (*more, (0, 0))), mask, part.pooled if pooled else None)
+        return Condition(jnp.pad(sequence, (*more, (0, 0))), mask, **beside(part))
 
     return kept(one), kept(other)
 

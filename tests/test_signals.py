@@ -292,5 +292,10 @@ def test_conditions_are_made_alike():
     assert np.asarray(second.mask).all() and first.pooled is None
     same, other = alike(Condition(jnp.ones((1, 5, 4))), longer)
     assert same.mask is None and other.mask is None
+    sketch, more = jnp.ones((1, 2, 2, 1)), {"sizes": jnp.ones((1, 2))}
+    drawn = Condition(jnp.ones((1, 5, 4)), extras={"sketch": sketch, **more})
+    first, second = alike(drawn, dataclasses.replace(longer, extras={"sketch": jnp.zeros((3, 2, 2, 1))}))
+    assert list(first.extras) == list(second.extras) == ["sketch"] and first.extras["sketch"] is sketch
+    assert alike(drawn, longer)[0].extras is None
     vectors = alike(Condition(None, pooled=jnp.ones((1, 4))), Condition(jnp.ones((1, 5, 4)), pooled=jnp.ones((1, 4))))
     assert all(part.sequence is None and part.pooled.shape == (1, 4) for part in vectors)

@@ -21,7 +21,7 @@ from mmjax.data.conversation import Conversation
 from mmjax.data.image import open_image
 from mmjax.data.items import TokenPlanError
 from mmjax.data.media_targets import filled, shaped
-from mmjax.data.targets import TargetArray, trained_parts
+from mmjax.data.targets import TargetArray, ending, trained_parts
 from mmjax.data.tokenizer import Tokenizer
 
 
@@ -148,8 +148,8 @@ def as_codes(
     for span in spans:
         if isinstance(span, MediaSpan) and span.port == port:
             span = run if trained[span.item] else read
-        elif isinstance(span, TextSpan) and out and out[-1] is run and span.ids[0] == stop:
-            span = TextSpan(span.ids, (1.0, *span.loss[1:]))
+        elif out and out[-1] is run:
+            span = ending(span, stop)
         out.append(span)
     return out
 

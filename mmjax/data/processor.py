@@ -182,9 +182,10 @@ class Processor:
         if add_generation_prompt and self.start_token is not None:
             # The answer is yet to come: an encoder-decoder reads earlier ones like all the rest.
             branches = [without_targets(branch) for branch in branches]
-        branches = [as_signals(branch, conversation, self.signals) for branch in branches]
+        stop = self.tokenizer.eos_id
+        branches = [as_signals(branch, conversation, self.signals, stop) for branch in branches]
         if self.code_run is not None:
-            run = self.codes.port, self.code_run, self.tokenizer.eos_id
+            run = self.codes.port, self.code_run, stop
             branches = [as_codes(branch, conversation, *run) for branch in branches]
         opened, places = gathered(conversation, opened, self.merged)
         branches = [counted(branch, opened, places) for branch in branches]

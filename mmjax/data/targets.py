@@ -86,13 +86,26 @@ def trained_parts(conversation: Conversation, ports: Iterable[str]) -> dict[str,
     return trained
 
 
-def as_signals(spans: Sequence[Span], conversation: Conversation, signals: Mapping[str, tuple[int, ...]]) -> list[Span]:
-    """The spans with all that is to be drawn as the tokens of its port's signal, targets where their message is one."""
-    trained, out = trained_parts(conversation, signals), []
+def as_signals(
+    spans: Sequence[Span], conversation: Conversation, signals: Mapping[str, tuple[int, ...]], stop: int | None = None
+) -> list[Span]:
+    """The spans with all that is to be drawn as the tokens of its port's signal, targets where their message is one.
+
+    So is the token that ends the text, `stop`, where it follows such a signal.
+    """
+    trained, learned, out = trained_parts(conversation, signals), False, []
     for span in spans:
         if isinstance(span, MediaSpan) and span.port in signals:
-            ids = tuple(signals[span.port])
-            out.append(TextSpan(ids, (trained[span.port][span.item],) * len(ids)))
-        else:
-            out.append(span)
+            ids, learned = tuple(signals[span.port]), trained[span.port][span.item]
+            out.append(TextSpan(ids, (learned,) * len(ids)))
+            continue
+        out.append(ending(span, stop) if learned else span)
+        learned = False
     return out
+
+
+def ending(span: Span, stop: int | None) -> Span:
+    """The span behind an image that is learned: where it begins with the token that ends the text, that is a target."""
+    if isinstance(span, TextSpan) and span.ids[0] == stop:
+        return TextSpan(span.ids, (True, *span.loss[1:]))
+    return span

@@ -18,6 +18,7 @@ from mmjax.config import ConfigError
 from mmjax.data.contracts import Condition
 from mmjax.generators.autoencoder import Autoencoder, AutoencoderConfig, scaled, unscaled
 from mmjax.generators.noise import add_noise, target
+from mmjax.generators.patch_autoencoder import PatchAutoencoder, PatchAutoencoderConfig
 from mmjax.generators.pixart import PixArt, PixArtConfig
 from mmjax.generators.sampling import first_latent, guided, sample
 from mmjax.generators.schedules.config import ScheduleConfig
@@ -29,7 +30,11 @@ from mmjax.generators.vocoder import Vocoder, VocoderConfig
 
 # The one place where a denoiser's or an autoencoder's config meets its module.
 DENOISERS = {UNetConfig: UNet, UNet3DConfig: UNet3D, PixArtConfig: PixArt}
-AUTOENCODERS = {AutoencoderConfig: Autoencoder, TinyAutoencoderConfig: TinyAutoencoder}
+AUTOENCODERS = {
+    AutoencoderConfig: Autoencoder,
+    TinyAutoencoderConfig: TinyAutoencoder,
+    PatchAutoencoderConfig: PatchAutoencoder,
+}
 DenoiserConfig = functools.reduce(operator.or_, DENOISERS)
 LatentConfig = functools.reduce(operator.or_, AUTOENCODERS)
 
@@ -48,6 +53,9 @@ class DiffusionConfig:
         vocoder: makes a sound of what the autoencoder gives, a logarithmic mel spectrogram.
         negative_tokens: a text, as the generator's own encoder reads it, that guidance leads away from; (): guidance
             leads away from what the output projector makes of no signal, states of zeros.
+        sketched: whether the denoiser sees, behind the channels of the noisy latent, those of a sketch of it:
+            `extras["sketch"]` [B, h, w, C] of the condition, see `mmjax.output_projectors.sketch`. One that predicts
+            x_0 says what the sketch lacks.
     """
 
     denoiser: DenoiserConfig
@@ -57,14 +65,16 @@ class DiffusionConfig:
     frames: int | None = None
     vocoder: VocoderConfig | None = None
     negative_tokens: tuple[int, ...] = ()
+    sketched: bool = False
 
     kind: ClassVar[str] = "diffusion"
 
     def __post_init__(self):
         out, latent = self.denoiser.out_channels, self.autoencoder.latent_channels
-        if self.denoiser.in_channels != latent or out not in (latent, 2 * latent):
+        if self.denoiser.in_channels != latent * (1 + self.sketched) or out not in (latent, 2 * latent):
+            beside = f", and a sketch {latent} more" if self.sketched else ""
             raise ConfigError(
-                f"diffusion.denoiser maps {self.denoiser.in_channels} channels to {out}; latents have {latent}"
+                f"diffusion.denoiser maps {self.denoiser.in_channels} channels to {out}; latents have {latent}{beside}"
             )
         by = self.autoencoder.downsampling
         if self.size is not None and any(side % by or side < by for side in self.size):
@@ -135,9 +145,23 @@ class Diffusion(nn.Module):
 
     def __call__(self, noisy: jax.Array, times: jax.Array, condition: Condition) -> jax.Array:
         """What the denoiser says of noisy latents [B, ..., h, w, C] at times [B], float32."""
-        said = self.denoiser(noisy, times, self._sized(condition, noisy)).astype(jnp.float32)
+        seen, sketch, condition = self._with_sketch(noisy, condition)
+        said = self.denoiser(seen, times, self._sized(condition, noisy)).astype(jnp.float32)
         # What some say besides is a variance, which no sampler here reads.
-        return said[..., : self.config.autoencoder.latent_channels]
+        said = said[..., : self.config.autoencoder.latent_channels]
+        return said + sketch if self.config.sketched and self.config.schedule.noise.prediction == "sample" else said
+
+    def _with_sketch(self, noisy: jax.Array, condition: Condition) -> tuple[jax.Array, jax.Array | None, Condition]:
+        """What the denoiser sees, the sketch, and the rest of the condition."""
+        if not self.config.sketched:
+            return noisy, None, condition
+        extras = dict(condition.extras or {})
+        sketch = extras.pop("sketch", None)
+        if sketch is None or sketch.shape != noisy.shape:
+            found = None if sketch is None else tuple(sketch.shape)
+            raise ValueError(f"the condition's sketch is {found}; wanted {tuple(noisy.shape)}, as the latent")
+        seen = jnp.concatenate([noisy, sketch.astype(noisy.dtype)], axis=-1)
+        return seen, sketch, dataclasses.replace(condition, extras=extras or None)
 
     def _sized(self, condition: Condition, noisy: jax.Array) -> Condition:
         """With the size of what is made, where the denoiser was trained to read it and nothing is said of it."""

@@ -111,7 +111,7 @@ def read_making(
         strange = [name for name in OF_CODES if options.pop(name, None) is not None]
         if strange:
             raise ValueError(f"{', '.join(strange)}: this model does not write images as tokens")
-        return Making(draw_options(model, options, galleries), galleries)
+        return Making(draw_options(model, options, galleries, generation), galleries)
     negative = options.pop("negative_prompt", None)
     write = asked_options(model, options, read)
     if negative is not None:
@@ -126,7 +126,7 @@ def read_making(
         text = TextStream(sample.tokens[None], sample.positions[None], np.ones_like(sample.tokens)[None])
         write = dataclasses.replace(write, without=text)
     # Says that there is nothing to draw, if it is asked for.
-    return Making(draw_options(model, options, galleries), galleries, write)
+    return Making(draw_options(model, options, galleries, generation), galleries, write)
 
 
 def begun(

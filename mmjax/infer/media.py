@@ -46,16 +46,21 @@ class DrawOptions:
 
 
 def draw_options(
-    model: MultimodalLM, options: dict[str, Any], galleries: Mapping[str, Gallery] = MappingProxyType({})
+    model: MultimodalLM,
+    options: dict[str, Any],
+    galleries: Mapping[str, Gallery] = MappingProxyType({}),
+    defaults: Mapping[str, Any] = MappingProxyType({}),
 ) -> "DrawOptions | None":
     """`DrawOptions` of those of `options` that only it knows, which are taken out, and its seed.
 
-    None where nothing is drawn or looked up.
+    Where they say nothing it is as `defaults` say, a checkpoint's generation config, in which num_inference_steps and
+    guidance_scale count. None where nothing is drawn or looked up.
 
     Raises:
         ValueError: such an option for a model that draws nothing, or looks nothing up.
     """
-    own = {name: options.pop(name) for name in ("num_inference_steps", "guidance_scale") if name in options}
+    names = ("num_inference_steps", "guidance_scale")
+    own = {name: options.pop(name) for name in names if name in options}
     if own and not media_ports(model):
         raise ValueError(f"{', '.join(own)}: this model has no generator that draws")
     if "num_retrieved" in options:
@@ -64,6 +69,8 @@ def draw_options(
             raise ValueError(f"num_retrieved: no gallery is given; ports that retrieve: {list(retrieval_ports(model))}")
     if not media_ports(model) and not galleries:
         return None
+    if media_ports(model):
+        own = {name: defaults[name] for name in names if name in defaults} | own
     return DrawOptions(**own, seed=options.get("seed", 0))
 
 

@@ -11,11 +11,13 @@ import operator
 from mmjax.output_projectors.linear import LinearOutput, LinearOutputConfig
 from mmjax.output_projectors.mlp import MLPOutput, MLPOutputConfig
 from mmjax.output_projectors.queries import QueriesOutput, QueriesOutputConfig
+from mmjax.output_projectors.sketch import SketchOutput, SketchOutputConfig
 
 # The one place where an output projector's config meets its module.
 OUTPUT_PROJECTORS = {
     LinearOutputConfig: LinearOutput,
     MLPOutputConfig: MLPOutput,
     QueriesOutputConfig: QueriesOutput,
+    SketchOutputConfig: SketchOutput,
 }
 OutputProjectorConfig = functools.reduce(operator.or_, OUTPUT_PROJECTORS)

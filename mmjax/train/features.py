@@ -1,4 +1,4 @@
-"""Features of a frozen encoder, computed once for data that are seen many times."""
+"""What frozen parts make of data that are seen many times, computed once."""
 
 import itertools
 from collections.abc import Iterable
@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from mmjax.data.contracts import Media
+from mmjax.data.contracts import Batch, Media
+from mmjax.signals import signal_states
 
 
 def cache_features(
@@ -47,4 +48,40 @@ def cache_features(
         done += len(chunk)
     if not parts:
         raise ValueError(f"no image to encode for port {port!r}")
+    return np.concatenate(parts)
+
+
+def cache_states(model: Any, params: Any, port: str, batches: Iterable[Batch]) -> np.ndarray:
+    """Hidden states of the first signal of every row, for targets that hold "states", see `mmjax.train.signal_loss`.
+
+    Args:
+        model: a MultimodalLM with a generator.
+        params: its params; those of the generator are not used.
+        port: the generator's.
+        batches: of texts with signals; rows that are padding through and through are left out.
+
+    Returns:
+        float32 [n, K, D] on the host, the rows of all batches one after the other.
+
+    Raises:
+        ValueError: a row without a signal; the message has its number.
+    """
+
+    def read(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        media = model.encode_media(params, batch.media)
+        hidden = model.forward(params, batch.texts, media, batch.media_owner)
+        states, real = signal_states(model, port, batch.text, hidden, 1)
+        return states[:, 0].astype(np.float32), real[:, 0]
+
+    used = {name: tree for name, tree in params.items() if name in ("backbone", "encoders", "projectors")}
+    reader, parts = jax.jit(read), []
+    for batch in batches:
+        states, real = (np.asarray(part) for part in reader(used, batch.replace(targets=None)))
+        rows = np.asarray(batch.text.segment_ids).any(axis=1)
+        if (rows & ~real).any():
+            missing = sum(map(len, parts)) + int(np.argmax(rows & ~real))
+            raise ValueError(f"row {missing} has no signal of port {port!r}")
+        parts.append(states[rows])
+    if not parts:
+        raise ValueError(f"no text with a signal of port {port!r}")
     return np.concatenate(parts)

@@ -17,7 +17,9 @@ class Ridge(NamedTuple):
     bias: np.ndarray
 
 
-def fit_ridge(features: np.ndarray, targets: np.ndarray, penalty: float, unit: float = 1.0) -> Ridge:
+def fit_ridge(
+    features: np.ndarray, targets: np.ndarray, penalty: float, unit: float = 1.0, stretch: bool = True
+) -> Ridge:
     """Ridge regression whose predictions are stretched to spread as much as the targets do.
 
     Minimises sum |targets - bias - x A|^2 + penalty * n * var * |A|^2, where var is the mean variance of
@@ -30,6 +32,7 @@ def fit_ridge(features: np.ndarray, targets: np.ndarray, penalty: float, unit: f
         targets: [n, D].
         penalty: lambda, relative; must be above 0.
         unit: what the projector multiplies its output by; kernel and bias are divided by it.
+        stretch: whether predictions are stretched; the best ones by mean square are not.
 
     Raises:
         ValueError: the counts differ, fewer than two rows, a penalty that is not above 0, a unit of 0.
@@ -44,7 +47,7 @@ def fit_ridge(features: np.ndarray, targets: np.ndarray, penalty: float, unit: f
     gram = x.T @ x
     gram[np.diag_indices_from(gram)] += penalty * np.trace(gram) / len(gram)
     kernel = np.linalg.solve(gram, x.T @ y)
-    spread = (x @ kernel).std()
+    spread = (x @ kernel).std() if stretch else 0.0
     if spread > 0:
         kernel *= y.std() / spread
     bias = level - center @ kernel

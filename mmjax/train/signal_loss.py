@@ -48,6 +48,9 @@ class SignalLoss:
     All are means over the whole batch. The step divides sums by one weight, that of the text, so the generators' means
     are handed over times that weight: micro-batches count by their text, not by what they draw.
 
+    Where every port's targets hold "states" [B, R, K, D], those of its signals, the LLM is frozen and has read the
+    texts already (`mmjax.train.features.cache_states`): nothing is read, no token is predicted, and a row weighs 1.
+
     Attributes:
         text: weight of the text.
         bce, dice: of masks; LISA's unless told otherwise.
@@ -79,11 +82,15 @@ class SignalLoss:
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """(sum, aux) as `mmjax.train.losses` has it; aux has also, times "weight", every mean by its name."""
         batch = model.with_codes(params, batch)
-        media = model.encode_media(params, batch.media, rng)
-        hidden = model.forward(params, batch.texts, media, batch.media_owner)
-        text = batch.texts[model.config.streams[-1]]
-        total, aux = text_loss(model, params, text, hidden)
-        total = self.text * total
+        text, media = batch.texts[model.config.streams[-1]], {}
+        if is_read(batch):
+            hidden, total = None, jnp.zeros(())
+            aux = {"weight": jnp.asarray(text.tokens.shape[0], jnp.float32)}
+        else:
+            media = model.encode_media(params, batch.media, rng)
+            hidden = model.forward(params, batch.texts, media, batch.media_owner)
+            total, aux = text_loss(model, params, text, hidden)
+            total = self.text * total
         for number, (port, target) in enumerate(sorted((batch.targets or {}).items())):
             check_choice("target port", port, tuple(model.config.generators))
             key = None if rng is None else jax.random.fold_in(rng, 1000 + number)
@@ -99,6 +106,20 @@ class SignalLoss:
                 total = total + self.regression * scaled
                 aux["regression"] = aux.get("regression", 0.0) + scaled
         return total, aux
+
+
+def is_read(batch: Batch) -> bool:
+    """Whether a batch holds the states of its signals, so that its texts need not be read."""
+    targets = (batch.targets or {}).values()
+    return bool(targets) and all("states" in target for target in targets)
+
+
+def _states_of(model, port, text, hidden, target, count) -> tuple[jax.Array, jax.Array]:
+    """The states of a port's signals [B, R, K, D] and which are there, bool [B, R]."""
+    if "states" not in target:
+        return signal_states(model, port, text, hidden, count)
+    states = jnp.asarray(target["states"])
+    return states, jnp.ones(states.shape[:2], bool)
 
 
 def regression_mean(model, params, port, text, hidden, embedded, media) -> jax.Array:
@@ -150,7 +171,7 @@ def diffusion_means(model, params, port, text, hidden, target, rng, options: Sig
     Without `rng` (evaluation) the noise is always the same and nothing is dropped.
     """
     weights = jnp.asarray(target["weights"], jnp.float32)
-    states, real = signal_states(model, port, text, hidden, weights.shape[1])
+    states, real = _states_of(model, port, text, hidden, target, weights.shape[1])
     weights = jnp.where(real, weights, 0.0).reshape(-1)
     count, out = jnp.maximum(weights.sum(), 1e-8), {}
     asked = condition(model, params, port, states)

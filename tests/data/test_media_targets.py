@@ -82,6 +82,18 @@ def test_what_an_assistant_shows_is_made_and_what_a_user_shows_is_read():
     np.testing.assert_allclose(media[1], pixels, atol=1e-6)
 
 
+@pytest.mark.parametrize("answer", [("Here: ", made(8, 12)), (made(8, 12), "!"), (made(8, 12),)])
+def test_the_end_of_an_answer_is_learned_whatever_stands_before_it(answer):
+    model = processor()
+    sample = model.sample(record(*answer))
+    ends = np.flatnonzero(sample.tokens == model.tokenizer.eos_id)
+    assert sample.loss_weights[ends].tolist() == [0, 1] and ends[1] == len(sample.tokens) - 1
+    # Of an answer that is not learned it is none either.
+    message = {"role": "assistant", "content": [made(8, 12)], "train": False}
+    sample = model.sample(parse_record({"messages": [{"role": "user", "content": "Wide?"}, message]}, "quiet"))
+    assert not sample.loss_weights.any()
+
+
 def test_batches_hold_media_captions_and_which_are_padding(captions):
     model = processor(captions=captions, window=6)
     one = model.sample(record(made(8, 12, caption="a dog that is long"), "!"))

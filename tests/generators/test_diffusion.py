@@ -10,7 +10,7 @@ import pytest
 from mmjax.config import ConfigError
 from mmjax.data.contracts import Condition
 from mmjax.generators.autoencoder import AutoencoderConfig, scaled, unscaled
-from mmjax.generators.diffusion import AUTOENCODERS, Diffusion, DiffusionConfig, draw_noise
+from mmjax.generators.diffusion import AUTOENCODERS, DENOISERS, Diffusion, DiffusionConfig, draw_noise
 from mmjax.generators.noise import NoiseConfig
 from mmjax.generators.pixart import PixArtConfig
 from mmjax.generators.schedules.config import ScheduleConfig
@@ -104,6 +104,29 @@ def test_sizes_are_told_and_variances_left_out():
     assert np.abs(told - other).max() > 1e-4
 
 
+@pytest.mark.parametrize(("prediction", "added"), [("sample", 1.0), ("v", 0.0)])
+def test_a_sketch_is_seen_and_finished(prediction, added):
+    denoiser = dataclasses.replace(PIXART.denoiser, in_channels=8, out_channels=4, reads_size=False)
+    schedule = ScheduleConfig(noise=NoiseConfig(prediction=prediction))
+    module, params = made(DiffusionConfig(denoiser, IMAGES, schedule, sketched=True))
+    random = np.random.default_rng(0)
+    noisy, sketch = (jnp.asarray(random.normal(size=(2, 4, 6, 4)), jnp.float32) for _ in range(2))
+    times, sequence = jnp.array([3, 5]), jnp.ones((2, 3, 6))
+
+    @jax.jit
+    def run(params):
+        said = module.apply({"params": params}, noisy, times, Condition(sequence, extras={"sketch": sketch}))
+        alone = DENOISERS[PixArtConfig](denoiser)
+        both = jnp.concatenate([noisy, sketch], axis=-1)
+        return said, alone.apply({"params": params["denoiser"]}, both, times, Condition(sequence))
+
+    said, alone = run(params)
+    np.testing.assert_allclose(said, alone + added * sketch, atol=1e-5)
+    for extras in (None, {"sketch": sketch[:, :2]}):
+        with pytest.raises(ValueError, match="the condition's sketch is"):
+            module.apply({"params": params}, noisy, times, Condition(sequence, extras=extras))
+
+
 def test_times_are_those_of_training():
     noise, times = draw_noise(PIXART, jax.random.key(0), (4000, 2))
     assert times.dtype == jnp.int32 and 0 <= times.min() < 20 and 980 < times.max() <= 999
@@ -121,6 +144,7 @@ def test_times_are_those_of_training():
         (PIXART, {"frames": 2}, "diffusion.frames"),
         (SOUND, {"size": (16, 16)}, "reads one map of 8 channels"),
         (SOUND, {"autoencoder": IMAGES}, "latents have 4"),
+        (PIXART, {"sketched": True}, "and a sketch 4 more"),
     ],
 )
 def test_parts_that_do_not_fit(config, change, said):

@@ -16,7 +16,7 @@ from mmjax.generators.schedules import make_steps
 from mmjax.generators.schedules.config import ScheduleConfig
 from mmjax.generators.unet import UNetConfig
 from mmjax.infer.generate import GenerateOptions, generate
-from mmjax.infer.media import DrawOptions, MediaPrograms, follow, generate_media, signal_keys
+from mmjax.infer.media import DrawOptions, MediaPrograms, draw_options, follow, generate_media, signal_keys
 from mmjax.infer.signals import continued
 from mmjax.model import MultimodalLM, MultimodalLMConfig
 from mmjax.output_projectors import QueriesOutputConfig
@@ -123,6 +123,14 @@ def test_signals_that_part_are_followed_by_nothing():
 def test_bad_options(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         DrawOptions(**bad)
+
+
+def test_a_checkpoint_says_how_it_draws():
+    model, said = MultimodalLM(config(1)), {"num_inference_steps": 7, "guidance_scale": 1.5, "eos_token_id": 2}
+    assert draw_options(model, {"seed": 4}, defaults=said) == DrawOptions(7, 1.5, 4)
+    assert draw_options(model, {"guidance_scale": 3.0}, defaults=said) == DrawOptions(7, 3.0)
+    assert draw_options(model, {}) == DrawOptions()
+    assert draw_options(MultimodalLM(MultimodalLMConfig(config(1).backbone)), {}, defaults=said) is None
 
 
 @pytest.mark.slow

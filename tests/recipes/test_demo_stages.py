@@ -2,65 +2,16 @@
 
 import dataclasses
 
-import jax
 import numpy as np
-import pytest
-from tokenizers import AddedToken, decoders, models, pre_tokenizers
-from tokenizers import Tokenizer as HFTokenizer
 
 from configs.demo import get_config
-from mmjax.backbones.decoder import DecoderConfig
 from mmjax.config import from_dict
-from mmjax.data.processor import Processor
-from mmjax.data.tokenizer import load_tokenizer
-from mmjax.encoders.efficientnet import EfficientNetConfig, EfficientNetStage
-from mmjax.model import MultimodalLM, MultimodalLMConfig
-from mmjax.projectors.pooled import PooledProjectorConfig
 from mmjax.recipes.demo import questions, training_data
 from mmjax.recipes.demo.answers import Answerer
 from mmjax.recipes.demo.assets import load_assets
 from mmjax.recipes.demo.run import check_goals, limited
-from mmjax.recipes.demo.system import PORT, System, start_from_ridge
+from mmjax.recipes.demo.system import PORT, start_from_ridge
 from mmjax.train.stage import StageConfig
-
-CONTROL = ["<|im_start|>", "<|im_end|>", "<file_sep>"]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    raw = HFTokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    raw.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL])
-    raw.save(str(folder / "tokenizer.json"))
-    named = '{"eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}'
-    (folder / "tokenizer_config.json").write_text(named)
-    found = load_tokenizer(str(folder))
-    found.chat_template = get_config()["processor"]["template"]
-    return found
-
-
-@pytest.fixture(scope="module")
-def system(tokenizer):
-    backbone = DecoderConfig(tokenizer.vocab_size, 24, 2, 3, 1, 8, 40, max_positions=512, tie_embeddings=True)
-    encoder = EfficientNetConfig(
-        image_size=16, resolution=16, stem_width=4, head_width=7, stages=(EfficientNetStage(3, 2, 1, 5, 1),)
-    )
-    projector = PooledProjectorConfig(encoder.feature_width, 24, hidden=9, scale=0.3)
-    ports = {PORT: encoder}, {PORT: projector}, {PORT: tokenizer.token_id("<file_sep>")}
-    model = MultimodalLM(MultimodalLMConfig(backbone, *ports))
-    params = jax.jit(model.init)(jax.random.key(0))
-    processor = Processor(tokenizer, {}, None, {}, ports[2], model.num_tokens, lengths=(96, 256, 448))
-    return System(model, params, processor)
-
-
-@pytest.fixture(scope="module")
-def features():
-    random = np.random.default_rng(0)
-    pictures = limited(load_assets(), 16).pictures
-    return {picture.name: random.normal(size=(5, 12)).astype(np.float32) for picture in pictures}
 
 
 def stage(kind, **changes):
@@ -70,25 +21,25 @@ def stage(kind, **changes):
     return from_dict(StageConfig, settings)
 
 
-def batch_of(kind, system, features):
+def batch_of(kind, demo_system, demo_features):
     assets = limited(load_assets(), 16)
     shown = assets.of("train")
-    arrays = np.stack([features[picture.name] for picture in shown])
+    arrays = np.stack([demo_features[picture.name] for picture in shown])
     pipeline = training_data.stage_pipeline(
-        stage(kind), system.for_features, shown, arrays, questions.Asker(load_assets()), 0.5
+        stage(kind), demo_system.for_features, shown, arrays, questions.Asker(load_assets()), 0.5
     )
     return pipeline.batch(0), shown, arrays
 
 
-def test_captions_batch(system, features, tokenizer):
-    batch, shown, arrays = batch_of("captions", system, features)
+def test_captions_batch(demo_system, demo_features, demo_tokenizer):
+    batch, shown, arrays = batch_of("captions", demo_system, demo_features)
     text = batch.text
     labels = {f" {picture.label}.": i for i, picture in enumerate(shown)}
     colored = 0
     for row in range(4):
         real = text.segment_ids[row] > 0
-        target = tokenizer.decode(text.tokens[row][text.loss_weights[row] > 0])
-        whole = tokenizer.decode(text.tokens[row][real])
+        target = demo_tokenizer.decode(text.tokens[row][text.loss_weights[row] > 0])
+        whole = demo_tokenizer.decode(text.tokens[row][real])
         assert whole == f"An emoji of, an emoji of{target}"
         np.testing.assert_array_equal(text.media_index[row][text.media_index[row] >= 0], np.arange(6))
         np.testing.assert_array_equal(batch.media[PORT].values[row], arrays[labels[target]])
@@ -96,8 +47,8 @@ def test_captions_batch(system, features, tokenizer):
     assert colored == 2
 
 
-def test_questions_share_one_image(system, features, tokenizer):
-    batch, shown, _ = batch_of("questions", system, features)
+def test_questions_share_one_image(demo_system, demo_features, demo_tokenizer):
+    batch, shown, _ = batch_of("questions", demo_system, demo_features)
     text = batch.text
     for row in range(4):
         assert (text.media_index[row] >= 0).sum() == 6
@@ -106,19 +57,19 @@ def test_questions_share_one_image(system, features, tokenizer):
         for group in range(1, 5):
             mine = text.attend_group[row] == group
             ids = text.tokens[row][mine & (text.loss_weights[row] > 0)]
-            answers.append(tokenizer.decode(ids, skip_special=False))
+            answers.append(demo_tokenizer.decode(ids, skip_special=False))
         assert all(answer.endswith("<|im_end|>") for answer in answers)
         assert answers[2:] == ["Yes<|im_end|>", "No<|im_end|>"]
         assert answers[0].removesuffix("<|im_end|>") in {picture.label.capitalize() for picture in shown}
 
 
-def test_first_words_are_the_first_tokens_of_free_answers(system, features):
+def test_first_words_are_the_first_tokens_of_free_answers(demo_system, demo_features):
     assets = limited(load_assets(), 16)
-    answerer = Answerer(system.model, system.for_features, features, 5, 1)
+    answerer = Answerer(demo_system.model, demo_system.for_features, demo_features, 5, 1)
     asked = questions.pair_questions(assets, "develop")
     asked = asked["object"] + asked["pair"]
-    words = answerer.first_words(system.params, asked)
-    assert [word.strip() for word in words] == answerer.answer(system.params, asked)
+    words = answerer.first_words(demo_system.params, asked)
+    assert [word.strip() for word in words] == answerer.answer(demo_system.params, asked)
     assert len(set(words)) > 1
     names = [picture.name for picture in assets.of("final")]
     shown = [names[i % len(names)] for i in range(len(asked))]
@@ -126,18 +77,18 @@ def test_first_words_are_the_first_tokens_of_free_answers(system, features):
         dataclasses.replace(q, picture=next(p for p in assets.pictures if p.name == name))
         for q, name in zip(asked, shown, strict=True)
     ]
-    words = answerer.first_words(system.params, asked, shown)
-    assert [word.strip() for word in words] == answerer.answer(system.params, blind)
+    words = answerer.first_words(demo_system.params, asked, shown)
+    assert [word.strip() for word in words] == answerer.answer(demo_system.params, blind)
 
 
-def test_ridge_start_puts_pictures_near_their_words(system):
+def test_ridge_start_puts_pictures_near_their_words(demo_system):
     """With as many channels as pictures, tokens recover which word each picture has."""
     random = np.random.default_rng(1)
     labels = ["red cat", "blue cat", "red dog", "blue dog", "green cat"]
     codes = {word: random.normal(size=12) for word in ("red", "blue", "green", "cat", "dog")}
     vectors = [np.sum([codes[word] for word in label.split()], 0) for label in labels]
     features = np.stack([np.tile(vector, (5, 1)) for vector in vectors]).astype(np.float32)
-    params = start_from_ridge(system, features, labels, 1e-3)
+    params = start_from_ridge(demo_system, features, labels, 1e-3)
     projector = params["projectors"][PORT]
     x = (features[:, 0] - projector["mean"]) / projector["std"]
     tokens = x @ projector["global_0"]["kernel"] + projector["global_0"]["bias"]

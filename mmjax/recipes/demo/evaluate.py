@@ -164,3 +164,13 @@ def shuffled(count: int, seed: int = 5) -> np.ndarray:
     moved = np.empty(count, int)
     moved[order] = np.roll(order, 1)
     return moved
+
+
+def row(values: Sequence[bool], blind: Sequence[bool] | None = None, chance: float | None = None) -> dict[str, Any]:
+    """One line of a table of scores."""
+    low, high = interval(np.asarray(values, float))
+    out = {"value": float(np.mean(values)), "low": low, "high": high, "n": len(values)}
+    if blind is not None:
+        low, high = interval(np.asarray(blind, float))
+        out |= {"blind": float(np.mean(blind)), "blind_low": low, "blind_high": high}
+    return out if chance is None else {**out, "constant": chance, "constant_answer": "chance"}

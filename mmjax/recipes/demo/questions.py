@@ -56,10 +56,14 @@ def group_question(picture: Picture) -> Question:
 
 def exists_question(picture: Picture, label: str, answer: bool) -> Question:
     """Asks whether `label` is in the picture."""
-    article = "an" if label[0] in "aeiou" and not label.startswith("uni") else "a"
     return Question(
-        picture, f"Is there {article} {label} in the image?", "Yes" if answer else "No", "exists"
+        picture, f"Is there {article(label)} {label} in the image?", "Yes" if answer else "No", "exists"
     )
+
+
+def article(label: str) -> str:
+    """What stands in front of it."""
+    return "an" if label[0] in "aeiou" and not label.startswith("uni") else "a"
 
 
 class Asker:

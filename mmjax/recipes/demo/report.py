@@ -44,6 +44,20 @@ class Answered:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sheet:
+    """Drawings side by side with what they should show.
+
+    Attributes:
+        title, note: a heading and a sentence.
+        rows: (what was asked for, drawing, real picture), the pictures uint8 [H, W, 3], or None where there is none.
+    """
+
+    title: str
+    note: str
+    rows: Sequence[tuple[str, np.ndarray | None, np.ndarray | None]]
+
+
+@dataclasses.dataclass(frozen=True)
 class Report:
     """All that the page shows, in this order.
 
@@ -52,6 +66,7 @@ class Report:
         facts: (name, value) pairs, such as times and sizes.
         scores: tables of scores.
         samples: pictures with answers.
+        sheets: drawings.
         curves: one chart each.
         tables: (title, preformatted text) pairs, such as who was trained and who was frozen.
         limits: sentences on what the scores do not say.
@@ -63,6 +78,7 @@ class Report:
     facts: Sequence[tuple[str, str]] = ()
     scores: Sequence[Scores] = ()
     samples: Sequence[Answered] = ()
+    sheets: Sequence[Sheet] = ()
     curves: Sequence[Curve] = ()
     tables: Sequence[tuple[str, str]] = ()
     limits: Sequence[str] = ()
@@ -88,6 +104,8 @@ th { font-weight: 600; color: var(--soft); font-size: .85rem; }
 .card { background: var(--card); border-radius: .5rem; padding: .6rem; font-size: .85rem; line-height: 1.35; }
 .card img { width: 64px; height: 64px; display: block; margin: 0 auto .4rem; background: #fff;
   border-radius: .3rem; }
+.pair { display: flex; justify-content: center; gap: .3rem; }
+.pair img { margin: 0 0 .4rem; } .pair img + img { opacity: .55; }
 .good { color: var(--good); font-weight: 600; } .bad { color: var(--bad); font-weight: 600; }
 pre { background: var(--card); padding: .7rem; border-radius: .5rem; overflow-x: auto; font-size: .8rem; }
 svg { width: 100%; height: auto; } svg text { fill: var(--soft); font: 12px system-ui, sans-serif; }
@@ -114,6 +132,7 @@ def render(report: Report) -> str:
             f"<h2>{len(report.samples)} pictures that training never showed, {right} answered rightly</h2>"
             f'<div class="grid">{cards}</div>'
         )
+    body += [_sheet(sheet) for sheet in report.sheets]
     body += [f"<h2>{escape(curve.title)}</h2>{chart(curve)}" for curve in report.curves]
     body += [f"<h2>{escape(title)}</h2><pre>{escape(text)}</pre>" for title, text in report.tables]
     if report.limits:
@@ -135,8 +154,9 @@ def _scores(scores: Scores) -> str:
     rows = []
     for metric, row in scores.rows.items():
         blind = "" if "blind" not in row else f"{row['blind']:.3f}"
-        constant = f"{row['constant']:.3f} “{row['constant_answer']}”"
-        cells = (f"<b>{row['value']:.3f}</b>", f"{row['low']:.3f} – {row['high']:.3f}", blind)
+        constant = f"{row['constant']:.3f} “{row['constant_answer']}”" if "constant" in row else ""
+        spread = f"{row['low']:.3f} – {row['high']:.3f}" if "low" in row else ""
+        cells = (f"<b>{row['value']:.3f}</b>", spread, blind)
         cells += (escape(constant), str(row["n"]))
         rows.append(f"<tr><td>{escape(metric)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     names = "".join(f"<th>{name}</th>" for name in head)
@@ -154,6 +174,21 @@ def _card(sample: Answered) -> str:
         f'<div class="soft">{escape(sample.question)}</div>'
         f'<div class="{kind}">{mark} {escape(sample.answer)}</div>{truth}</div>'
     )
+
+
+def _sheet(sheet: Sheet) -> str:
+    cards = []
+    for asked, drawn, real in sheet.rows:
+        named = ((drawn, f"drawing of {asked}"), (real, f"the real {asked}"))
+        images = "".join(
+            f'<img alt="{escape(name)}" src="{data_uri(image)}">' for image, name in named if image is not None
+        )
+        missing = "" if drawn is not None else '<div class="bad">✗ drew nothing</div>'
+        cards.append(
+            f'<div class="card"><div class="pair">{images}</div>{missing}<div class="soft">{escape(asked)}</div></div>'
+        )
+    head = f'<h2>{escape(sheet.title)}</h2><p class="soft">{escape(sheet.note)}</p>'
+    return f'{head}<div class="grid">{"".join(cards)}</div>'
 
 
 def data_uri(image: np.ndarray) -> str:

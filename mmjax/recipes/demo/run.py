@@ -21,6 +21,7 @@ from mmjax.pretrained import from_pretrained
 from mmjax.recipes.demo import evaluate
 from mmjax.recipes.demo.answers import Answerer
 from mmjax.recipes.demo.assets import Assets, Picture, load_assets
+from mmjax.recipes.demo.draw import learn_to_draw
 from mmjax.recipes.demo.questions import (
     Asker,
     Question,
@@ -108,9 +109,16 @@ def run_demo(config: Mapping[str, Any], workdir: Path, split: str = "final") -> 
     del answerer
 
     clock.part("saving")
-    model = Model(system.model.config, params, system.processor, generation=generation(system))
+    seeing = Model(system.model.config, params, system.processor, generation=generation(system))
+    export_backbone(seeing, workdir / "backbone")
+    drawing = learn_to_draw(config, system, params, assets, asker, features, split, workdir, clock.part)
+    scores["draw"], stages = drawing.scores, [*stages, *drawing.stages]
+    print(table(drawing.scores), flush=True)
+    clock.part("saving")
+    system = drawing.system
+    options = generation(system, config["drawing"])
+    model = Model(system.model.config, drawing.params, system.processor, generation=options)
     model.save_pretrained(workdir / "model", format="mmjax")
-    export_backbone(model, workdir / "backbone")
     examples = save_pictures(assets, split, workdir / "pictures")
     clock.part("")
     record = {
@@ -125,7 +133,9 @@ def run_demo(config: Mapping[str, Any], workdir: Path, split: str = "final") -> 
     (workdir / SCORES).write_text(json.dumps(record, indent=2) + "\n")
     curves = {stage.name: read_metrics(workdir / stage.name / "metrics.jsonl") for stage in stages}
     tables = {stage.name: (workdir / stage.name / "freeze_table.txt").read_text() for stage in stages}
-    results = Results(record, answered, curves, tables, assets, examples, workdir)
+    results = Results(
+        record, answered, curves, tables, assets, examples, workdir, drawing.drawn, drawing.unconditional
+    )
     write_report(page(results), workdir / REPORT)
     print(closing(record, workdir, examples), flush=True)
     return record
@@ -224,12 +234,10 @@ def table(scores: Mapping[str, Any]) -> str:
     lines = []
     for held, rows in scores.items():
         for metric, row in rows.items():
-            spread = f"[{row['low']:.3f}, {row['high']:.3f}]"
+            spread = f"[{row['low']:.3f}, {row['high']:.3f}]" if "low" in row else ""
             blind = f"blind {row['blind']:.3f}" if "blind" in row else ""
-            lines.append(
-                f"  held-out {held}  {metric:<22}{row['value']:.3f} {spread}  {blind}  "
-                f"constant {row['constant']:.3f}"
-            )
+            constant = f"constant {row['constant']:.3f}" if "constant" in row else ""
+            lines.append(f"  {held}  {metric:<22}{row['value']:.3f} {spread}  {blind}  {constant}".rstrip())
     return "\n".join(lines)
 
 
@@ -244,10 +252,13 @@ def check_goals(goals: Sequence[Sequence[Any]], scores: Mapping[str, Any]) -> li
     return checked
 
 
-def generation(system: System) -> dict[str, Any]:
-    """How replies of the saved model end."""
+def generation(system: System, drawing: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """How replies of the saved model end, and how it draws."""
     tokenizer = system.processor.tokenizer
-    return {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+    out = {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+    if drawing is not None:
+        out |= {"num_inference_steps": drawing["steps"], "guidance_scale": drawing["guidance_scale"]}
+    return out
 
 
 def export_backbone(model: Model, directory: Path) -> None:

@@ -9,14 +9,23 @@ import numpy as np
 
 from mmjax.recipes.demo import evaluate
 from mmjax.recipes.demo.assets import Assets
+from mmjax.recipes.demo.draw_scores import Drawn
 from mmjax.recipes.demo.questions import Question
-from mmjax.recipes.demo.report import Answered, Curve, Report, Scores
+from mmjax.recipes.demo.report import Answered, Curve, Report, Scores, Sheet
 
 SAMPLES = 40
+DRAWINGS = 24
 TITLES = {
     "pairs": "pairs of colour and object that were never shown",
     "nouns": "nouns that were never shown",
+    "trained": "captions of training pictures",
+    "no prompt": "no prompt at all",
 }
+DRAWING_NOTE = (
+    "Left what the model drew when it was asked to, right the real picture, which it was not shown. A drawing is right "
+    "when the frozen encoder finds the real picture most like it among a hundred; its colour, when it is nearest to "
+    "that painting of the object among eight. Blind is the drawing of another prompt."
+)
 NOTE = (
     "Blind is the same model shown the picture of another question. The constant answer is the one that "
     "would have scored best if it were always given: the majority, or chance."
@@ -27,6 +36,8 @@ LIMITS = (
     "colour were named right in a new one 12 to 18 % of the time.",
     "Nouns that were never shown are mostly named wrongly; what carries over is the kind of thing.",
     "The pictures are clean 64 px drawings on white. Photographs will be misread.",
+    "What is drawn starts from a sketch by linear regression, which the diffusion steps finish: it recombines colours "
+    "and objects that it has seen, and has little idea of what it has not.",
 )
 
 
@@ -42,6 +53,8 @@ class Results:
         assets: the pictures.
         examples: pictures to chat about.
         workdir: where everything lies.
+        drawn: by what was asked for, with drawings.
+        unconditional: uint8 pictures that were drawn without a prompt.
     """
 
     record: Mapping[str, Any]
@@ -51,13 +64,15 @@ class Results:
     assets: Assets
     examples: Sequence[Path]
     workdir: Path
+    drawn: Mapping[str, Sequence[Drawn]] = dataclasses.field(default_factory=dict)
+    unconditional: Sequence[np.ndarray] = ()
 
 
 def page(results: Results) -> Report:
     """The report of a run."""
     record = results.record
     scores = [
-        Scores(f"After stage {stage}: {TITLES[held]}", NOTE, rows)
+        Scores(f"After stage {stage}: {title(held)}", DRAWING_NOTE if stage == "draw" else NOTE, rows)
         for stage, parts in reversed(record["scores"].items())
         for held, rows in parts.items()
     ]
@@ -72,24 +87,52 @@ def page(results: Results) -> Report:
     facts += [(f"seconds: {name}", f"{value:.0f}") for name, value in record["seconds"].items()]
     model, example = results.workdir / "model", results.examples[0] if results.examples else "PICTURE"
     return Report(
-        title="A small language model learns to see",
+        title="A small language model learns to see and to draw",
         summary=(
             "SmolLM2-135M-Instruct was given an image encoder it had never met (EfficientNet-Lite0). A "
             "projector between the two, then low-rank adapters, learned from emoji, half of them recoloured "
-            "by code. The scores below are on what training never showed."
+            "by code. Then it was given new words that stand for a picture, and a small generator behind them. The "
+            "scores below are on what training never showed."
         ),
         facts=facts,
         scores=scores,
         samples=samples(results),
+        sheets=sheets(results),
         curves=[curve(stage, lines) for stage, lines in results.curves.items() if lines],
         tables=[(f"Who was trained: stage {stage}", text) for stage, text in results.tables.items()],
         limits=LIMITS,
         commands=[
             ("Talk to the trained model, and show it a picture:", f"mmjax chat {model}\n/image {example}"),
+            (
+                "Let it draw; pictures lie beside the answers:",
+                f"echo '{DRAW}' > draw.jsonl\nmmjax generate {model} -i draw.jsonl -o answers.jsonl",
+            ),
             ("Answer many records:", f"mmjax generate {model} -i questions.jsonl -o answers.jsonl"),
             ("Again with another seed:", "python -m mmjax.recipes.demo --workdir runs/seed1 --seed 1"),
         ],
     )
+
+
+DRAW = '{"messages": [{"role": "user", "content": "Draw a blue frog."}]}'
+
+
+def title(held: str) -> str:
+    """What scores are of: "pairs, 4 steps" is a part and how it was drawn."""
+    name, _, how = held.partition(", ")
+    return TITLES[name] + (f", in {how}" if how else "")
+
+
+def sheets(results: Results) -> list[Sheet]:
+    """Contact sheets of what was drawn."""
+    out = []
+    for held, items in results.drawn.items():
+        picks = np.linspace(0, len(items) - 1, min(DRAWINGS, len(items))).astype(int)
+        rows = [(items[i].picture.label, items[i].image, results.assets.pixels(items[i].picture)) for i in picks]
+        out.append(Sheet(f"Drawn: {title(held)}", DRAWING_NOTE, rows))
+    if len(results.unconditional):
+        rows = [("no prompt", image, None) for image in results.unconditional[: DRAWINGS // 2]]
+        out.append(Sheet("Drawn: no prompt at all", "What the generator draws when nothing is asked for.", rows))
+    return out
 
 
 def curve(stage: str, lines: Sequence[Mapping[str, Any]]) -> Curve:
