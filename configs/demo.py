@@ -158,13 +158,13 @@ def get_config(arg: str = "full") -> dict:
             },
             # Lambda of the regression that the sketch starts from.
             "ridge_penalty": 0.003,
-            # Requests read at once, while the LLM's states are kept.
+            # Requests at once.
             "batch_size": 16 if short else 64,
             "steps": 20,
             "guidance_scale": 1.0,
             "stages": {
                 "signal": {
-                    "steps": 2 if short else 20,
+                    "steps": 2 if short else 28,
                     "batch_size": 8 if short else 16,
                     "learning_rate": 5e-3,
                     "warmup_steps": 1 if short else 2,
@@ -175,7 +175,7 @@ def get_config(arg: str = "full") -> dict:
                     "data": {"kind": "signals", "length": 32, "targets": 8},
                 },
                 "draw": {
-                    "steps": 4 if short else 400,
+                    "steps": 4 if short else 500,
                     "batch_size": 8 if short else 32,
                     "learning_rate": 1e-3,
                     "warmup_steps": 1 if short else 40,

@@ -240,7 +240,7 @@ def draw(
     module: Diffusion,
     params: Mapping[str, Any],
     condition: Condition,
-    without: Condition,
+    without: Condition | None,
     steps: Steps,
     scale: jax.Array | float,
     noise: jax.Array,
@@ -250,14 +250,17 @@ def draw(
 
     Args:
         module, params: the generator.
-        condition, without: of B rows each: what is asked for, and what guidance leads away from.
+        condition, without: of B rows each: what is asked for, and what guidance leads away from; None: there is no
+            guidance, and half the work.
         steps: the sampler's table.
         scale: of guidance, see `guided`.
         noise: [B, ..., h, w, C], normal.
         rng: for samplers that add noise.
     """
     variables = {"params": params}
-    both = jax.tree.map(lambda one, two: jnp.concatenate([one, two]), without, condition)
+    both = condition
+    if without is not None:
+        both = jax.tree.map(lambda one, two: jnp.concatenate([one, two]), without, condition)
     denoise = lambda x, time, both: module.apply(variables, x, jnp.broadcast_to(time, x.shape[:1]), both)
     latents = sample(guided(denoise, scale, both), steps, first_latent(steps, noise), rng)
     return module.apply(variables, latents, method="decode")

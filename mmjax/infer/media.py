@@ -165,7 +165,7 @@ class MediaPrograms:
             keys = signal_keys(options.seed, seeds + [(0, 0)] * (len(padded) - len(at)))
             schedule = self.model.config.generators[port].schedule
             steps = make_steps(schedule, options.num_inference_steps, capacity=2 * schedule.noise.train_steps)
-            scale = np.float32(options.guidance_scale)
+            scale = None if options.guidance_scale == 1 else np.float32(options.guidance_scale)
             drawn = np.asarray(self._draw(params, port, padded, steps, scale, keys))
             for (row, _), one in zip(at, drawn, strict=False):
                 made[port][row].append(one)

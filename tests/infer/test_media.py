@@ -125,6 +125,16 @@ def test_bad_options(bad):
         DrawOptions(**bad)
 
 
+def test_without_guidance_half_the_work_draws_the_same(params):
+    model = MultimodalLM(config(3, 5))
+    states = jnp.asarray(np.random.default_rng(0).normal(size=(2, 1, 2, 16)), jnp.float32)
+    steps, keys = make_steps(GENERATOR.schedule, 3), signal_keys(1, [(0, 0), (1, 0)])[:, None]
+    draw = jax.jit(lambda params, scale: draw_media(model, params, "image_out", states, steps, scale, keys))
+    alone, guided = draw(params, None), draw(params, 1.0)
+    np.testing.assert_allclose(alone, guided, atol=1e-4)
+    assert np.abs(alone - draw(params, 3.0)).max() > 1e-3
+
+
 def test_a_checkpoint_says_how_it_draws():
     model, said = MultimodalLM(config(1)), {"num_inference_steps": 7, "guidance_scale": 1.5, "eos_token_id": 2}
     assert draw_options(model, {"seed": 4}, defaults=said) == DrawOptions(7, 1.5, 4)

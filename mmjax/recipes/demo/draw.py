@@ -100,8 +100,7 @@ def learn_to_draw(
     params = train("draw", params, batches)
 
     begins("drawings")
-    evaluation = config["evaluation"]
-    drawer = Drawer(system, params, evaluation["batch_size"], len(own["words"]) + 2, own["guidance_scale"])
+    drawer = Drawer(system, params, own["batch_size"], len(own["words"]) + 2, own["guidance_scale"])
     asked = {"pairs": assets.of(split), "trained": some(shown, TRAINED), "nouns": some(assets.of("noun"), TRAINED)}
     judge = Judge(system, params, assets, training, features)
     scores, drawn = {}, {}

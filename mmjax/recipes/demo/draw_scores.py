@@ -99,7 +99,7 @@ class Drawer:
         shape = (count, 1, len(model.config.signal_tokens[PORT]), model.config.backbone.width)
         table = make_steps(model.config.generators[PORT].schedule, steps)
         keys = jax.random.split(jax.random.key(seed), count)
-        draw = jax.jit(lambda params, keys: draw_media(model, params, PORT, jnp.zeros(shape), table, 1.0, keys))
+        draw = jax.jit(lambda params, keys: draw_media(model, params, PORT, jnp.zeros(shape), table, None, keys))
         parts = {name: self.params[name] for name in ("generators", "output_projectors")}
         return [as_bytes(image) for image in np.asarray(draw(parts, keys[:, None]))[:, 0]]
 

@@ -237,7 +237,7 @@ def table(scores: Mapping[str, Any]) -> str:
             spread = f"[{row['low']:.3f}, {row['high']:.3f}]" if "low" in row else ""
             blind = f"blind {row['blind']:.3f}" if "blind" in row else ""
             constant = f"constant {row['constant']:.3f}" if "constant" in row else ""
-            lines.append(f"  {held}  {metric:<22}{row['value']:.3f} {spread}  {blind}  {constant}".rstrip())
+            lines.append(f"  {held}  {metric:<40}{row['value']:.3f} {spread}  {blind}  {constant}".rstrip())
     return "\n".join(lines)
 
 

@@ -21,6 +21,7 @@ TITLES = {
     "trained": "captions of training pictures",
     "no prompt": "no prompt at all",
 }
+UNASKED_NOTE = "What the generator draws when nothing is asked for, and how far that is from the pictures above."
 DRAWING_NOTE = (
     "Left what the model drew when it was asked to, right the real picture, which it was not shown. A drawing is right "
     "when the frozen encoder finds the real picture most like it among a hundred; its colour, when it is nearest to "
@@ -37,7 +38,8 @@ LIMITS = (
     "Nouns that were never shown are mostly named wrongly; what carries over is the kind of thing.",
     "The pictures are clean 64 px drawings on white. Photographs will be misread.",
     "What is drawn starts from a sketch by linear regression, which the diffusion steps finish: it recombines colours "
-    "and objects that it has seen, and has little idea of what it has not.",
+    "and objects that it has seen, and has little idea of what it has not. It was taught to draw what “Draw a …” asks "
+    "for; in other words it is asked in vain.",
 )
 
 
@@ -72,7 +74,7 @@ def page(results: Results) -> Report:
     """The report of a run."""
     record = results.record
     scores = [
-        Scores(f"After stage {stage}: {title(held)}", DRAWING_NOTE if stage == "draw" else NOTE, rows)
+        Scores(f"After stage {stage}: {title(held)}", note(stage, held), rows)
         for stage, parts in reversed(record["scores"].items())
         for held, rows in parts.items()
     ]
@@ -116,6 +118,11 @@ def page(results: Results) -> Report:
 DRAW = '{"messages": [{"role": "user", "content": "Draw a blue frog."}]}'
 
 
+def note(stage: str, held: str) -> str:
+    """What a table's columns and metrics are."""
+    return NOTE if stage != "draw" else UNASKED_NOTE if held == "no prompt" else DRAWING_NOTE
+
+
 def title(held: str) -> str:
     """What scores are of: "pairs, 4 steps" is a part and how it was drawn."""
     name, _, how = held.partition(", ")
@@ -131,7 +138,7 @@ def sheets(results: Results) -> list[Sheet]:
         out.append(Sheet(f"Drawn: {title(held)}", DRAWING_NOTE, rows))
     if len(results.unconditional):
         rows = [("no prompt", image, None) for image in results.unconditional[: DRAWINGS // 2]]
-        out.append(Sheet("Drawn: no prompt at all", "What the generator draws when nothing is asked for.", rows))
+        out.append(Sheet("Drawn: no prompt at all", UNASKED_NOTE, rows))
     return out
 
 
