@@ -36,7 +36,7 @@ help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1|/' | while IFS='|' read -r name what; do \
 	printf '  make %-9s %s\n' "$$name" "$$what"; done
 
-demo: $(VENV)/.core-stamp ## teach a real language model to see on this machine (12 to 19 minutes on 2 cores)
+demo: $(VENV)/.core-stamp ## teach a real language model to see and to draw on this machine (some 25 minutes on 2 cores)
 	$(PY) -m mmjax.recipes.demo --workdir $(DEMO_OUT) $(DEMO_ARGS)
 
 test: $(VENV)/.test-stamp ## the tests that protect every promise (about 16 minutes on 2 cores)
