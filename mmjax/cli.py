@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from mmjax.cli_generation import add_drawing, add_sampling, read_generation
 from mmjax.config import ConfigError, nearest
 
 
@@ -163,102 +164,6 @@ def _add_model(parser) -> None:
     )
 
 
-def _add_sampling(parser) -> None:
-    parser.add_argument(
-        "--max-new-tokens", type=int, metavar="N", help="default: 128; the length of an image, if each answer is one"
-    )
-    parser.add_argument("--min-new-tokens", type=int, default=0, metavar="N", help="default: 0")
-    parser.add_argument(
-        "--temperature", type=float, default=0.0, metavar="T", help="default: 0, the likeliest token"
-    )
-    parser.add_argument(
-        "--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest; 0: no limit"
-    )
-    parser.add_argument(
-        "--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest of sum P"
-    )
-    parser.add_argument(
-        "--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1: fewer repeats"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-
-
-def _add_drawing(parser) -> None:
-    group = parser.add_argument_group("models that draw")
-    group.add_argument(
-        "--steps", type=int, metavar="N", help="of a diffusion sampler; default: the checkpoint's, else 50"
-    )
-    group.add_argument(
-        "--guidance-scale",
-        type=float,
-        metavar="S",
-        help="1 is none; default: the checkpoint's, else 7.5, of images as tokens the model's own",
-    )
-    group = parser.add_argument_group("models that write images as tokens (Janus, Emu3, Chameleon)")
-    group.add_argument(
-        "--generation-mode",
-        choices=("text", "interleaved", "image"),
-        help="image: every answer is one; interleaved: where the model begins one; default: the model's own",
-    )
-    group.add_argument(
-        "--image-grid", type=int, nargs=2, metavar=("H", "W"), help="height and width in tokens; default: as trained"
-    )
-    group.add_argument("--negative-prompt", metavar="TEXT", help="what guidance leads away from")
-    group = parser.add_argument_group("models that look images up (FROMAGe, GILL)")
-    group.add_argument(
-        "--gallery",
-        action="append",
-        default=[],
-        metavar="PORT=DIR",
-        help="look the signals of a port up among the images of a folder (repeatable)",
-    )
-    group.add_argument("--num-retrieved", type=int, metavar="K", help="images a signal gives; default: 1")
-
-
-def _galleries(args, model) -> dict:
-    """--gallery PORT=DIR, embedded."""
-    found = {}
-    for word in args.gallery:
-        port, equals, directory = word.partition("=")
-        if not (port and equals and directory) or port in found:
-            raise ConfigError(f"--gallery {word}: wanted is PORT=DIR, each port once")
-        found[port] = model.gallery(port, directory)
-    return found
-
-
-def _sampling(args, model, **more):
-    """(GenerateOptions, how media are made) of the command line; the stop tokens are the model's.
-
-    `more` stands for options of the command line, by their names in Python.
-    """
-    if args.temperature < 0:
-        raise ConfigError(f"--temperature must be 0 (the likeliest token) or more, got {args.temperature}")
-    said = {
-        "num_inference_steps": args.steps,
-        "guidance_scale": args.guidance_scale,
-        "generation_mode": args.generation_mode,
-        "image_grid": args.image_grid,
-        "negative_prompt": args.negative_prompt,
-        "num_retrieved": args.num_retrieved,
-        "max_new_tokens": args.max_new_tokens,
-        **more,
-    }
-    options = {name: value for name, value in said.items() if value is not None}
-    options |= {"galleries": _galleries(args, model), "seed": args.seed}
-    making = model.making(options)
-    options.setdefault("max_new_tokens", 128)
-    chosen = model.options_of(
-        min_new_tokens=args.min_new_tokens,
-        do_sample=args.temperature > 0,
-        temperature=args.temperature or 1.0,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        repetition_penalty=args.repetition_penalty,
-        **options,
-    )
-    return chosen, making
-
-
 def _load(args):
     """The model, which must be one that speaks."""
     import mmjax
@@ -287,8 +192,8 @@ What a model draws is written to a folder beside the answers, drawn/ here, and i
     parser.add_argument("-o", "--output", required=True, type=Path, help=".jsonl, a line for each record")
     parser.add_argument("--batch-size", type=int, default=8, metavar="B", help="rows of a batch; default: 8")
     parser.add_argument("--image-root", metavar="DIR", help="where image paths start; default: beside -i")
-    _add_sampling(parser)
-    _add_drawing(parser)
+    add_sampling(parser)
+    add_drawing(parser)
 
 
 def _generate(args) -> None:
@@ -297,7 +202,7 @@ def _generate(args) -> None:
     if not args.input.is_file():
         raise FileNotFoundError(f"{args.input}: no such file")
     model = _load(args)
-    options, making = _sampling(args, model)
+    options, making = read_generation(args, model)
     report = run_file(
         model.module,
         model.params,
@@ -335,8 +240,8 @@ What it draws is saved as reply_000_0.png and so on; in a conversation, /draw TE
     parser.add_argument(
         "--media-dir", type=Path, default=Path("."), metavar="DIR", help="for what it draws; default: ."
     )
-    _add_sampling(parser)
-    _add_drawing(parser)
+    add_sampling(parser)
+    add_drawing(parser)
 
 
 def _chat(args) -> None:
@@ -347,11 +252,11 @@ def _chat(args) -> None:
     model = _load(args)
     codes, drawing, more = model.config.codes, None, {}
     if codes is not None and args.message is None:
-        _, drawing = _sampling(args, model, generation_mode="image")
+        _, drawing = read_generation(args, model, generation_mode="image")
         if codes.begin is None and args.generation_mode is None:
             # It begins no image by itself: what is said of images is said of those of /draw.
             more = dict.fromkeys(("guidance_scale", "image_grid", "negative_prompt"))
-    options, making = _sampling(args, model, **more)
+    options, making = read_generation(args, model, **more)
     session = ChatSession(
         model.module,
         model.params,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmjax import cli
+from mmjax import cli, cli_generation
 from mmjax.api import Model
 from mmjax.backbones.decoder import DecoderConfig
 from mmjax.data.choice_targets import RetrievalTargets
@@ -166,4 +166,4 @@ def test_the_command_line_finds_the_same(model, folder, gallery, tmp_path, capsy
         ([f"x={folder}"], "port 'x' retrieves"),
     ):
         with pytest.raises(ValueError, match=message):
-            cli._galleries(types.SimpleNamespace(gallery=wrong), model)
+            cli_generation.read_galleries(types.SimpleNamespace(gallery=wrong), model)

@@ -19,10 +19,9 @@ from mmjax.config import check_choice, from_dict
 from mmjax.data.collate import collate
 from mmjax.data.contracts import Batch, TextStream
 from mmjax.data.conversation import parse_record
-from mmjax.data.pipeline import Pipeline, make_pipeline
+from mmjax.data.pipeline import Pipeline
 from mmjax.data.processor import Processor
 from mmjax.data.samples import Sample
-from mmjax.data.sources import ListSource
 from mmjax.generators.diffusion import DiffusionConfig
 from mmjax.generators.patch_autoencoder import PatchAutoencoder, PatchAutoencoderConfig
 from mmjax.generators.pixart import PixArtConfig
@@ -32,6 +31,7 @@ from mmjax.output_projectors.sketch import LIMIT, SketchOutputConfig
 from mmjax.recipes.demo.assets import Assets, Picture
 from mmjax.recipes.demo.questions import Asker, article, question_record
 from mmjax.recipes.demo.system import System, token_ids
+from mmjax.recipes.demo.training_data import endless, of_one_shape
 from mmjax.train.features import cache_states
 from mmjax.train.patch_basis import fit_patches
 from mmjax.train.ridge import fit_ridge
@@ -149,27 +149,12 @@ def signal_pipeline(
 ) -> Pipeline:
     """Endless batches of one static shape, half of them requests for pictures and half questions about them."""
     check_choice(f"stage {stage.name!r}: data.kind", stage.data["kind"], ("signals",))
-    processor = dataclasses.replace(
-        processor,
-        lengths=(stage.data["length"],),
-        targets=(stage.data["targets"],),
-        items={port: (1,) for port in processor.media_tokens},
-        too_long="skip",
-    )
-    make = MakeSample(processor, pictures, features, asker, stage.seed)
-    sources = [
-        ListSource([{"picture": number, "draw": draw} for number in range(len(pictures))], name)
+    make = MakeSample(of_one_shape(stage, processor), pictures, features, asker, stage.seed)
+    records = {
+        name: [{"picture": number, "draw": draw} for number in range(len(pictures))]
         for draw, name in ((True, "requests"), (False, "questions"))
-    ]
-    return make_pipeline(
-        [(source, 0.5) for source in sources],
-        make,
-        processor.plan,
-        stage.batch_size,
-        stage.seed,
-        fixed_shape=True,
-        pad_id=processor.tokenizer.pad_id or 0,
-    )
+    }
+    return endless(stage, make, records, (0.5, 0.5))
 
 
 def request_states(system: System, params: Any, pictures: Sequence[Picture], batch_size: int) -> np.ndarray:
