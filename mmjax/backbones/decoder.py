@@ -71,6 +71,7 @@ class DecoderConfig:
         moe: experts in place of every layer's MLP, whose `mlp_width` then means nothing.
         new_tokens: how many of the V rows of the vocabulary, the last ones, are leaves of their own (embed_new,
             lm_head_new), so that they can be trained apart.
+        untied_new_tokens: whether the output layer's new rows are its own even where the others are tied.
         fusion: what reads media inside the decoder.
     """
 
@@ -119,10 +120,16 @@ class DecoderConfig:
     head_bias: bool = False
     moe: MixtureConfig | None = None
     new_tokens: int = 0
+    untied_new_tokens: bool = False
     fusion: FusionConfig | None = None
     head_norms: bool = False
 
     kind: ClassVar[str] = "decoder"
+
+    @property
+    def ties_new_tokens(self) -> bool:
+        """Whether the output layer's new rows are those of the embedding."""
+        return self.tie_embeddings and not self.untied_new_tokens
 
     def __post_init__(self):
         check_activation("backbone.activation", self.activation)
@@ -288,8 +295,8 @@ class Decoder(nn.Module):
         self.norm = c.block.norms.module(self.dtype)
         if not c.tie_embeddings or c.head_bias:
             self.lm_head = OutputLayer(rows, c.width, not c.tie_embeddings, c.head_bias)
-            if c.new_tokens:
-                self.lm_head_new = OutputLayer(c.new_tokens, c.width, not c.tie_embeddings, c.head_bias, None)
+        if c.new_tokens and (not c.ties_new_tokens or c.head_bias):
+            self.lm_head_new = OutputLayer(c.new_tokens, c.width, not c.ties_new_tokens, c.head_bias, None)
         if c.fusion is not None:
             self.fusion = FUSIONS[type(c.fusion)](c.fusion, c.block, c.num_layers, self.dtype, self.remat)
         block = Block(c.block, self.dtype, parent=None)
@@ -311,16 +318,18 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Final-normed hidden states [..., D] -> float32 [..., V]."""
-        tied, cap = self.config.tie_embeddings, self.config.logit_cap
-        heads = [("lm_head", "embed_table")] + [("lm_head_new", "embed_new")] * bool(self.config.new_tokens)
+        c = self.config
+        heads = [("lm_head", "embed_table", c.tie_embeddings)]
+        heads += [("lm_head_new", "embed_new", c.ties_new_tokens)] * bool(c.new_tokens)
 
-        def rows(head, table):
-            kernel, bias = getattr(self, head)() if not tied or self.config.head_bias else (None, None)
+        def rows(head, table, tied):
+            kernel, bias = getattr(self, head)() if not tied or c.head_bias else (None, None)
             kernel = getattr(self, table)() if tied else kernel
             logits = contract(hidden.astype(self.dtype), kernel.astype(self.dtype), 1, tied, jnp.float32)
             return logits if bias is None else logits + bias.astype(jnp.float32)
 
         logits = jnp.concatenate([rows(*names) for names in heads], axis=-1) if len(heads) > 1 else rows(*heads[0])
+        cap = c.logit_cap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
     def cross_keys(self, memory: jax.Array) -> Any:

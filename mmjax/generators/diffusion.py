@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from mmjax.config import ConfigError
 from mmjax.data.contracts import Condition
 from mmjax.generators.autoencoder import Autoencoder, AutoencoderConfig, scaled, unscaled
+from mmjax.generators.mlp_denoiser import MLPDenoiser, MLPDenoiserConfig
 from mmjax.generators.noise import add_noise, target
 from mmjax.generators.patch_autoencoder import PatchAutoencoder, PatchAutoencoderConfig
 from mmjax.generators.pixart import PixArt, PixArtConfig
@@ -29,7 +30,7 @@ from mmjax.generators.unet3d import UNet3D, UNet3DConfig
 from mmjax.generators.vocoder import Vocoder, VocoderConfig
 
 # The one place where a denoiser's or an autoencoder's config meets its module.
-DENOISERS = {UNetConfig: UNet, UNet3DConfig: UNet3D, PixArtConfig: PixArt}
+DENOISERS = {UNetConfig: UNet, UNet3DConfig: UNet3D, PixArtConfig: PixArt, MLPDenoiserConfig: MLPDenoiser}
 AUTOENCODERS = {
     AutoencoderConfig: Autoencoder,
     TinyAutoencoderConfig: TinyAutoencoder,
@@ -54,8 +55,7 @@ class DiffusionConfig:
         negative_tokens: a text, as the generator's own encoder reads it, that guidance leads away from; (): guidance
             leads away from what the output projector makes of no signal, states of zeros.
         sketched: whether the denoiser sees, behind the channels of the noisy latent, those of a sketch of it:
-            `extras["sketch"]` [B, h, w, C] of the condition, see `mmjax.output_projectors.sketch`. One that predicts
-            x_0 says what the sketch lacks.
+            `extras["sketch"]` [B, h, w, C] of the condition, see `mmjax.output_projectors.sketch`.
     """
 
     denoiser: DenoiserConfig
@@ -145,23 +145,22 @@ class Diffusion(nn.Module):
 
     def __call__(self, noisy: jax.Array, times: jax.Array, condition: Condition) -> jax.Array:
         """What the denoiser says of noisy latents [B, ..., h, w, C] at times [B], float32."""
-        seen, sketch, condition = self._with_sketch(noisy, condition)
+        seen, condition = self._with_sketch(noisy, condition)
         said = self.denoiser(seen, times, self._sized(condition, noisy)).astype(jnp.float32)
         # What some say besides is a variance, which no sampler here reads.
-        said = said[..., : self.config.autoencoder.latent_channels]
-        return said + sketch if self.config.sketched and self.config.schedule.noise.prediction == "sample" else said
+        return said[..., : self.config.autoencoder.latent_channels]
 
-    def _with_sketch(self, noisy: jax.Array, condition: Condition) -> tuple[jax.Array, jax.Array | None, Condition]:
-        """What the denoiser sees, the sketch, and the rest of the condition."""
+    def _with_sketch(self, noisy: jax.Array, condition: Condition) -> tuple[jax.Array, Condition]:
+        """What the denoiser sees, and the rest of the condition."""
         if not self.config.sketched:
-            return noisy, None, condition
+            return noisy, condition
         extras = dict(condition.extras or {})
         sketch = extras.pop("sketch", None)
         if sketch is None or sketch.shape != noisy.shape:
             found = None if sketch is None else tuple(sketch.shape)
             raise ValueError(f"the condition's sketch is {found}; wanted {tuple(noisy.shape)}, as the latent")
         seen = jnp.concatenate([noisy, sketch.astype(noisy.dtype)], axis=-1)
-        return seen, sketch, dataclasses.replace(condition, extras=extras or None)
+        return seen, dataclasses.replace(condition, extras=extras or None)
 
     def _sized(self, condition: Condition, noisy: jax.Array) -> Condition:
         """With the size of what is made, where the denoiser was trained to read it and nothing is said of it."""

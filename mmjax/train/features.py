@@ -1,5 +1,6 @@
 """What frozen parts make of data that are seen many times, computed once."""
 
+import dataclasses
 import itertools
 from collections.abc import Iterable
 from typing import Any
@@ -8,7 +9,7 @@ import jax
 import numpy as np
 
 from mmjax.data.contracts import Batch, Media
-from mmjax.signals import signal_states
+from mmjax.train.losses import target_states
 
 
 def cache_features(
@@ -51,37 +52,55 @@ def cache_features(
     return np.concatenate(parts)
 
 
-def cache_states(model: Any, params: Any, port: str, batches: Iterable[Batch]) -> np.ndarray:
-    """Hidden states of the first signal of every row, for targets that hold "states", see `mmjax.train.signal_loss`.
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """What an LLM has in mind at the places where it is to say something, in the order of the rows and of their texts.
 
-    Args:
-        model: a MultimodalLM with a generator.
-        params: its params; those of the generator are not used.
-        port: the generator's.
-        batches: of texts with signals; rows that are padding through and through are left out.
-
-    Returns:
-        float32 [n, K, D] on the host, the rows of all batches one after the other.
-
-    Raises:
-        ValueError: a row without a signal; the message has its number.
+    Attributes:
+        states: float32 [n, D], final-normed, each of the token before a target.
+        others: float32 [n], the logarithm of the sum of exp(logit) of all tokens that are not new.
+        targets: int32 [n], the tokens to be said.
+        rows: int32 [n], which row of the data, padding left out, from 0.
     """
 
-    def read(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    states: np.ndarray
+    others: np.ndarray
+    targets: np.ndarray
+    rows: np.ndarray
+
+
+def cache_predictions(model: Any, params: Any, batches: Iterable[Batch]) -> Predictions:
+    """Reads every text once and keeps the states that its targets are said from.
+
+    The states at a signal whose tokens and end are targets are among them: those of its row but the first.
+
+    Args:
+        model: a MultimodalLM with one text stream, whose backbone may have new tokens.
+        params: its params; those of generators are not used.
+        batches: with `loss_positions`; rows that are padding through and through are left out.
+
+    Raises:
+        ValueError: no batch, or one without loss_positions.
+    """
+    old = model.config.backbone.vocab_size - model.config.backbone.new_tokens
+
+    def read(params: Any, batch: Batch) -> tuple[jax.Array, ...]:
         media = model.encode_media(params, batch.media)
         hidden = model.forward(params, batch.texts, media, batch.media_owner)
-        states, real = signal_states(model, port, batch.text, hidden, 1)
-        return states[:, 0].astype(np.float32), real[:, 0]
+        hidden, targets, weights = target_states(batch.text, hidden)
+        others = jax.nn.logsumexp(model.logits(params, hidden)[..., :old], axis=-1)
+        return hidden.astype(np.float32), others, targets, weights != 0
 
     used = {name: tree for name, tree in params.items() if name in ("backbone", "encoders", "projectors")}
-    reader, parts = jax.jit(read), []
+    reader, parts, done = jax.jit(read), [], 0
     for batch in batches:
-        states, real = (np.asarray(part) for part in reader(used, batch.replace(targets=None)))
-        rows = np.asarray(batch.text.segment_ids).any(axis=1)
-        if (rows & ~real).any():
-            missing = sum(map(len, parts)) + int(np.argmax(rows & ~real))
-            raise ValueError(f"row {missing} has no signal of port {port!r}")
-        parts.append(states[rows])
+        if batch.text.loss_positions is None:
+            raise ValueError("a batch without loss_positions: nothing is known of what is to be said")
+        hidden, others, targets, real = (np.asarray(part) for part in reader(used, batch.replace(targets=None)))
+        there = np.asarray(batch.text.segment_ids).any(axis=1)
+        rows = np.broadcast_to((done + np.cumsum(there) - 1)[:, None], real.shape)
+        parts.append([part[real] for part in (hidden, others, targets, rows.astype(np.int32))])
+        done += there.sum()
     if not parts:
-        raise ValueError(f"no text with a signal of port {port!r}")
-    return np.concatenate(parts)
+        raise ValueError("no text to read")
+    return Predictions(*(np.concatenate(part) for part in zip(*parts, strict=True)))

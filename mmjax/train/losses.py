@@ -96,19 +96,26 @@ def router_terms(logits: jax.Array, top_k: int, mask: jax.Array) -> dict[str, ja
     }
 
 
+def target_states(text: TextStream, hidden: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Where something is to be said: the states it is said from [B, M, D], the tokens int [B, M], their weights.
+
+    With `loss_positions` [B, M] these places alone, whose padding weighs 0; else all T - 1.
+    """
+    tokens, weights = jnp.asarray(text.tokens), target_weights(text)
+    if text.loss_positions is None:
+        return hidden[:, :-1], tokens[:, 1:], weights[:, 1:]
+    places = jnp.asarray(text.loss_positions)
+    real, at = places > 0, jnp.maximum(places, 0)
+    weights = jnp.where(real, jnp.take_along_axis(weights, at, axis=1), 0.0)
+    hidden = jnp.take_along_axis(hidden, jnp.maximum(at - 1, 0)[:, :, None], axis=1)
+    return hidden, jnp.take_along_axis(tokens, at, axis=1), weights
+
+
 def text_loss(
     model: Any, params: Any, text: TextStream, hidden: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The sum and the scalars of `next_token_loss`, of hidden states [B, T, D] that are there already."""
-    tokens, weights = jnp.asarray(text.tokens), target_weights(text)
-    if text.loss_positions is None:
-        hidden, targets, weights = hidden[:, :-1], tokens[:, 1:], weights[:, 1:]
-    else:
-        places = jnp.asarray(text.loss_positions)
-        real, at = places > 0, jnp.maximum(places, 0)
-        targets = jnp.take_along_axis(tokens, at, axis=1)
-        weights = jnp.where(real, jnp.take_along_axis(weights, at, axis=1), 0.0)
-        hidden = jnp.take_along_axis(hidden, jnp.maximum(at - 1, 0)[:, :, None], axis=1)
+    hidden, targets, weights = target_states(text, hidden)
     loss, correct = token_losses(model, params, hidden, targets)
     # A hidden state of padding may hold anything; its loss must not reach the sum, not even times zero.
     used = weights != 0

@@ -9,18 +9,16 @@ import pytest
 import scipy.linalg
 
 from configs.demo import get_config
-from mmjax.config import from_dict
 from mmjax.data.contracts import Batch
-from mmjax.recipes.demo import drawing
+from mmjax.recipes.demo import drawing, requests
 from mmjax.recipes.demo.assets import load_assets
 from mmjax.recipes.demo.draw_scores import DIRECTIONS, Drawer, Drawn, Judge, frechet, score_drawings
 from mmjax.recipes.demo.questions import Asker
 from mmjax.recipes.demo.run import limited
 from mmjax.signals import condition
 from mmjax.train.signal_loss import SignalLoss
-from mmjax.train.stage import StageConfig
 
-PORT = drawing.PORT
+PORT = requests.PORT
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +29,7 @@ def assets():
 @pytest.fixture(scope="module")
 def settings():
     own = get_config("short")["drawing"]
-    denoiser = {**own["denoiser"], "width": 8, "num_heads": 2, "num_layers": 1, "context_width": 12}
+    denoiser = {"width": 8, "hidden": 12, "num_layers": 1, "context_width": 12}
     return {**own, "patches": {"patch": 16, "latent_channels": 5}, "denoiser": denoiser, "words": ("a", "b", "c")}
 
 
@@ -47,12 +45,17 @@ def shown(assets):
 
 
 @pytest.fixture(scope="module")
-def states(drawer, shown):
-    return drawing.request_states(drawer, drawer.params, shown, 3)
+def asking(drawer, shown):
+    return requests.read(drawer, drawer.params, [requests.draw_record(picture) for picture in shown], 3)
+
+
+@pytest.fixture(scope="module")
+def states(drawer, asking):
+    return requests.signal_states(drawer, asking)
 
 
 def sample_of(drawer, picture):
-    return drawer.for_features.from_record(drawing.draw_record(picture), picture.name)
+    return drawer.for_features.from_record(requests.draw_record(picture), picture.name)
 
 
 def test_signals_are_new_words_that_begin_as_old_ones(drawer, demo_system, demo_tokenizer):
@@ -76,24 +79,62 @@ def test_a_request_is_answered_by_a_signal(drawer):
     assert "Draw an orange shark.<|im_end|>" in said and not sample.targets
 
 
-def test_half_of_a_batch_asks_for_pictures(drawer, shown, demo_features):
-    stage = {**get_config()["drawing"]["stages"]["signal"], "name": "signal", "batch_size": 6}
-    stage["data"] = {**stage["data"], "length": 128, "targets": 64}
+def test_requests_come_in_many_wordings_and_others_in_two_kinds(shown, demo_features):
+    pictures = load_assets().of("train")
+    asked = [record["messages"][0]["content"] for record in requests.request_records(pictures, random_of(0))]
+    first = sum(text.startswith("Draw ") for text in asked)
+    assert abs(first / len(asked) - 0.5) < 0.05
+    assert all(name in text for name, text in zip((p.label for p in pictures), asked, strict=True))
+    assert len({text.split(" ")[0] for text in asked}) == 7
     arrays = np.stack([demo_features[picture.name] for picture in shown])
-    stage = from_dict(StageConfig, stage)
-    pipeline = drawing.signal_pipeline(stage, drawer.for_features, shown, arrays, Asker(load_assets()))
-    for step in range(2):
-        batch = pipeline.batch(step)
-        begins = (batch.text.tokens == drawer.model.config.signal_tokens[PORT][0]).any(axis=1)
-        sees = (batch.text.media_index >= 0).any(axis=1)
-        assert begins.sum() == 3 and (begins != sees).all() and batch.targets is None
+    records = requests.other_records(shown, arrays, Asker(load_assets()), 5, random_of(1))
+    assert [isinstance(record["messages"][0]["content"], list) for record in records] == [True] * 5 + [False] * 5
+    again = requests.other_records(shown, arrays, Asker(load_assets()), 5, random_of(1))
+    assert [str(record) for record in again] == [str(record) for record in records]
+
+
+def random_of(seed):
+    return np.random.default_rng(seed)
+
+
+def test_predictions_are_in_the_order_of_the_records(drawer, shown, asking):
+    ids = drawer.model.config.signal_tokens[PORT]
+    end = drawer.processor.tokenizer.token_id("<|im_end|>")
+    assert asking.targets.tolist() == [*ids, end] * len(shown)
+    assert asking.rows.tolist() == np.repeat(np.arange(len(shown)), 4).tolist()
+    sample = sample_of(drawer, shown[1])
+    text = requests.collate([sample], drawer.processor.plan).text
+    logits = drawer.model.logits(drawer.params, drawer.model.forward(drawer.params, {"text": text}))[0]
+    places = np.flatnonzero(sample.loss_weights > 0) - 1
+    wanted = jax.nn.logsumexp(logits[places, : ids[0]], axis=-1)
+    np.testing.assert_allclose(asking.others[4:8], wanted, atol=1e-4)
+
+
+def test_fitted_rows_say_signals_behind_requests_alone(drawer, shown, asking, states, demo_features):
+    arrays = np.stack([demo_features[picture.name] for picture in shown])
+    others = requests.other_records(shown, arrays, Asker(load_assets()), 8, random_of(0))
+    talking = requests.read(drawer, drawer.params, others, 3)
+    assert talking.rows.max() == 15
+    params = requests.with_rows(drawer, drawer.params, (asking, talking), 1e-6)
+    ids = np.array(drawer.model.config.signal_tokens[PORT])
+    said = np.asarray(drawer.model.logits(params, jnp.asarray(asking.states))).argmax(-1)
+    right = (said == asking.targets).reshape(-1, 4)
+    assert right[:, 0].all() and right[:, :3].mean() > 0.7, "a begun signal is finished in any case"
+    said = np.asarray(drawer.model.logits(params, jnp.asarray(talking.states))).argmax(-1)
+    assert not np.isin(said, ids).any()
+    # Nothing else of the model was touched, and what it reads is as it was.
+    same = jax.tree.map(np.array_equal, params, drawer.params)
+    changed = [jax.tree_util.keystr(path) for path, equal in jax.tree.leaves_with_path(same) if not equal]
+    assert changed == ["['backbone']['lm_head_new']['kernel']"]
+    again = requests.read(drawer, params, [requests.draw_record(picture) for picture in shown], 5)
+    np.testing.assert_allclose(requests.signal_states(drawer, again), states, atol=1e-5)
 
 
 def test_states_are_those_of_the_whole_text(drawer, shown, states):
     assert states.shape == (len(shown), 3, 24)
     for number in (0, len(shown) - 1):
         sample = sample_of(drawer, shown[number])
-        text = drawing.collate([sample], drawer.processor.plan).text
+        text = requests.collate([sample], drawer.processor.plan).text
         hidden = drawer.model.forward(drawer.params, {"text": text})
         at = np.flatnonzero(text.tokens[0] == drawer.model.config.signal_tokens[PORT][0])[0]
         np.testing.assert_allclose(states[number], hidden[0, at : at + 3], atol=1e-5)
@@ -108,7 +149,7 @@ def test_a_sketch_starts_as_the_regression(drawer, assets, shown, states):
     found = condition(drawer.model, params, PORT, jnp.asarray(states)[:, None])
     np.testing.assert_allclose(found.extras["sketch"], latents, atol=0.02)
     last = params["generators"][PORT]["denoiser"]["proj_out"]
-    assert all(not leaf.any() for leaf in jax.tree.leaves(last)), "nothing is added to the sketch at first"
+    assert all(not leaf.any() for leaf in jax.tree.leaves(last)), "the first guess is the average picture"
 
 
 def test_kept_states_cost_what_read_texts_do(drawer, shown, states):
@@ -117,7 +158,7 @@ def test_kept_states_cost_what_read_texts_do(drawer, shown, states):
     params = jax.tree.map(lambda leaf: jnp.asarray(random.normal(0, 0.3, leaf.shape), jnp.float32), drawer.params)
     params = {**params, "backbone": drawer.params["backbone"]}
     samples = [sample_of(drawer, picture) for picture in shown[:4]]
-    batch = drawing.collate(samples, drawer.processor.plan)
+    batch = requests.collate(samples, drawer.processor.plan)
     target = {"latents": latents, "weights": np.array([[1.0], [1.0], [0.0], [1.0]], np.float32)}
     whole = batch.replace(targets={PORT: target})
     kept = drawing.DrawBatches(states, latents[:, 0], (np.arange(4), np.arange(0)), 0.5, 4, 0).batch(0)
@@ -150,12 +191,9 @@ def test_batches_depend_on_the_step_alone():
 
 def test_a_model_that_writes_no_signal_draws_nothing(drawer, assets):
     pictures = assets.of("develop")[:2]
-    # The rows of the signals are pushed away from all that the model says.
-    rows = drawer.params["backbone"]["embed_new"]["embedding"]
-    never = {**drawer.params["backbone"], "embed_new": {"embedding": jnp.zeros_like(rows)}}
-    norm = {"scale": drawer.params["backbone"]["norm"]["scale"]}
-    quiet = Drawer(drawer, {**drawer.params, "backbone": {**never, "norm": norm}}, 2, 4, 1.0)
-    assert [one.image for one in quiet(pictures, 1)] == [None, None]
+    # Fresh rows say nothing: their logits are 0, and some old token's is above.
+    quiet = Drawer(drawer, drawer.params, 2, 4, 1.0)
+    assert [one.image for one in quiet(pictures, (1,))[1]] == [None, None]
     free = quiet.unconditional(2, 2)
     assert len(free) == 2 and free[0].shape == (64, 64, 3) and free[0].dtype == np.uint8
 

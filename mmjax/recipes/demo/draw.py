@@ -1,4 +1,4 @@
-"""The demo's last part from end to end: signal tokens, kept states, the drawing stage, what it draws, its scores."""
+"""The demo's last part from end to end: what the LLM has in mind, the drawing stage, what it draws, its scores."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -14,13 +14,12 @@ from mmjax.recipes.demo.drawing import (
     DrawBatches,
     latents_of,
     pixels,
-    request_states,
-    signal_pipeline,
     start_projector,
     with_drawing,
 )
 from mmjax.recipes.demo.evaluate import row
 from mmjax.recipes.demo.questions import Asker, name_question
+from mmjax.recipes.demo.requests import other_records, read, request_records, signal_states, with_rows
 from mmjax.recipes.demo.system import System
 from mmjax.train.loop import train_stage
 from mmjax.train.signal_loss import loss_of
@@ -36,7 +35,7 @@ class Drawing:
 
     Attributes:
         system, params: that see and draw.
-        stages: those that were run.
+        stage: the one that was run.
         scores: by what was asked for.
         drawn: by what was asked for.
         unconditional: uint8 pictures of no prompt.
@@ -44,7 +43,7 @@ class Drawing:
 
     system: System
     params: Any
-    stages: Sequence[StageConfig]
+    stage: StageConfig
     scores: dict[str, dict[str, Any]]
     drawn: dict[str, list[Drawn]]
     unconditional: Sequence[np.ndarray]
@@ -75,45 +74,42 @@ def learn_to_draw(
     """
     own, shown = config["drawing"], assets.of("train")
     training = np.stack([features[picture.name] for picture in shown])
-    stages = {
-        name: from_dict(StageConfig, {"name": name, "seed": config["seed"], **stage}, f"config.drawing.stages.{name}")
-        for name, stage in own["stages"].items()
-    }
-
-    def train(name: str, params: Any, pipeline: Any) -> Any:
-        loss = loss_of(system.model, stages[name].loss_weights)
-        return train_stage(system.model, params, stages[name], pipeline, workdir, loss=loss)
-
-    begins("stage signal")
+    begins("the LLM's states")
     images = pixels(assets, shown)
     system = with_drawing(system, params, {**own, "seed": config["seed"]}, images)
-    pipeline = signal_pipeline(stages["signal"], system.for_features, shown, training, asker)
-    params = train("signal", system.params, pipeline)
-    begins("the LLM's states")
-    states, latents = request_states(system, params, shown, own["batch_size"]), latents_of(system, params, images)
+    random = np.random.default_rng(config["seed"])
+    asking = read(system, system.params, request_records(shown, random), own["batch_size"])
+    talking = other_records(shown, training, asker, own["signals"]["others"], random)
+    talking = read(system, system.params, talking, own["batch_size"])
+    params = with_rows(system, system.params, (asking, talking), own["signals"]["penalty"])
+    states, latents = signal_states(system, asking), latents_of(system, params, images)
     params = start_projector(params, states, latents, own["ridge_penalty"])
+
     begins("stage draw")
     colored = np.array([picture.color is not None for picture in shown])
     groups = (np.flatnonzero(~colored), np.flatnonzero(colored))
-    data, stage = stages["draw"].data, stages["draw"]
-    batches = DrawBatches(states, latents, groups, data["recoloured"], stage.batch_size, stage.seed)
-    params = train("draw", params, batches)
+    stage = from_dict(StageConfig, {"name": "draw", "seed": config["seed"], **own["stage"]}, "config.drawing.stage")
+    batches = DrawBatches(states, latents, groups, stage.data["recoloured"], stage.batch_size, stage.seed)
+    loss = loss_of(system.model, stage.loss_weights)
+    params = train_stage(system.model, params, stage, batches, workdir, loss=loss)
 
     begins("drawings")
     drawer = Drawer(system, params, own["batch_size"], len(own["words"]) + 2, own["guidance_scale"])
     asked = {"pairs": assets.of(split), "trained": some(shown, TRAINED), "nouns": some(assets.of("noun"), TRAINED)}
     judge = Judge(system, params, assets, training, features)
-    scores, drawn = {}, {}
-    for steps in (*FEW_STEPS, own["steps"]):
-        held = asked if steps == own["steps"] else {"pairs": asked["pairs"]}
-        drawn = {name: drawer(pictures, steps) for name, pictures in held.items()}
-        found = score_drawings(judge, drawn)
-        scores |= found if steps == own["steps"] else {f"pairs, {steps} step{'s' * (steps > 1)}": found["pairs"]}
+    scores: dict[str, Any] = {}
+    drawn: dict[str, list[Drawn]] = {}
+    for name, pictures in asked.items():
+        made = drawer(pictures, (own["steps"], *FEW_STEPS) if name == "pairs" else (own["steps"],))
+        drawn[name] = made[own["steps"]]
+        scores |= score_drawings(judge, {name: drawn[name]})
+        for steps in FEW_STEPS if name == "pairs" else ():
+            scores[f"pairs, {steps} step{'s' * (steps > 1)}"] = score_drawings(judge, {name: made[steps]})[name]
     free = drawer.unconditional(len(asked["pairs"]), own["steps"])
     scores["no prompt"] = {"Fréchet distance to the held-out pairs": judge.apart(free, asked["pairs"])}
     questions = [name_question(picture) for picture in asked["pairs"]]
     scores["pairs"]["draws when asked what it sees"] = row(drawer.draws(questions, features))
-    return Drawing(system, params, list(stages.values()), scores, drawn, free)
+    return Drawing(system, params, stage, scores, drawn, free)
 
 
 def some(pictures: Sequence[Picture], count: int) -> list[Picture]:

@@ -5,7 +5,7 @@ answer has no picture counts as a picture that is wrong.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,14 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.data.collate import collate
+from mmjax.data.contracts import Batch
 from mmjax.data.conversation import parse_record
+from mmjax.data.samples import Sample
 from mmjax.generators.schedules import make_steps
-from mmjax.infer.generate import GenerateOptions, Programs
+from mmjax.infer.generate import GenerateOptions, Programs, generate
 from mmjax.infer.media import DrawOptions, MediaPrograms, generate_media
 from mmjax.recipes.demo.assets import Assets, Picture
-from mmjax.recipes.demo.drawing import PORT, prompt_record
 from mmjax.recipes.demo.evaluate import row, shuffled
 from mmjax.recipes.demo.questions import Question, question_record
+from mmjax.recipes.demo.requests import PORT, prompt_of, prompt_record
 from mmjax.recipes.demo.system import PORT as SEEN
 from mmjax.recipes.demo.system import System
 from mmjax.signals import draw_media
@@ -57,41 +59,61 @@ class Drawer:
 
     def __init__(self, system: System, params: Any, batch_size: int, max_new_tokens: int, guidance_scale: float):
         self.system, self.params = system, params
-        self.batch_size, self.max_new_tokens, self.guidance_scale = batch_size, max_new_tokens, guidance_scale
+        self.batch_size, self.guidance_scale = batch_size, guidance_scale
+        tokenizer = system.processor.tokenizer
+        self.options = GenerateOptions(
+            max_new_tokens=max_new_tokens, stop_ids=(tokenizer.eos_id,), pad_id=tokenizer.pad_id or 0
+        )
         self.programs, self.drawing = Programs(system.model), MediaPrograms(system.model)
 
-    def __call__(self, pictures: Sequence[Picture], steps: int) -> list[Drawn]:
-        """What the model draws when it is asked for these pictures, in so many steps."""
-        made = self._images([prompt_record(picture) for picture in pictures], steps)
-        return [Drawn(picture, image) for picture, image in zip(pictures, made, strict=True)]
+    def __call__(self, pictures: Sequence[Picture], steps: Sequence[int]) -> dict[int, list[Drawn]]:
+        """What the model draws when it is asked for these pictures once, in several numbers of steps."""
+        samples = self._samples([prompt_record(picture) for picture in pictures])
+        made: dict[int, list[np.ndarray | None]] = {count: [] for count in steps}
+        for batch, rows, real in self._batches(samples):
+            answers, images = generate_media(
+                self.system.model, self.params, batch, self.options, self._draw(steps[0]), self.programs,
+                self.drawing, rows, real,
+            )  # fmt: skip
+            for count in steps:
+                if count != steps[0]:
+                    images = self.drawing(self.params, batch, answers, self._draw(count), rows[:real])
+                made[count] += [as_bytes(row[0]) if row else None for row in images[PORT]]
+        return {
+            count: [Drawn(picture, image) for picture, image in zip(pictures, images, strict=True)]
+            for count, images in made.items()
+        }
 
     def draws(self, questions: Sequence[Question], features: Mapping[str, np.ndarray]) -> list[bool]:
-        """Whether it draws where it is asked about what it sees."""
+        """Whether it begins to draw where it is asked about what it sees."""
         records = [question_record(question, features[question.picture.name]) for question in questions]
-        records = [{"messages": record["messages"][:1]} for record in records]
-        return [image is not None for image in self._images(records, 1)]
+        begins, found = self.system.model.config.signal_tokens[PORT][0], []
+        for batch, rows, real in self._batches(self._samples([prompt_of(record) for record in records])):
+            answers = generate(self.system.model, self.params, batch, self.options, self.programs, rows=np.array(rows))
+            tokens = np.asarray(answers.tokens)[:real]
+            said = np.arange(tokens.shape[1]) < np.asarray(answers.lengths)[:real, None]
+            found += ((tokens == begins) & said).any(axis=1).tolist()
+        return found
 
-    def _images(self, records: Sequence[Mapping[str, Any]], steps: int) -> list[np.ndarray | None]:
-        """The first picture that each answer has, uint8 [H, W, 3], or None."""
-        tokenizer, processor = self.system.processor.tokenizer, self.system.for_features
-        samples = [
-            processor.sample(parse_record(record, f"request {number}"), add_generation_prompt=True)
+    def _draw(self, steps: int) -> DrawOptions:
+        return DrawOptions(num_inference_steps=steps, guidance_scale=self.guidance_scale)
+
+    def _samples(self, records: Sequence[Mapping[str, Any]]) -> list[Sample]:
+        return [
+            self.system.for_features.sample(parse_record(record, f"request {number}"), add_generation_prompt=True)
             for number, record in enumerate(records)
         ]
-        pad = tokenizer.pad_id or 0
-        options = GenerateOptions(max_new_tokens=self.max_new_tokens, stop_ids=(tokenizer.eos_id,), pad_id=pad)
-        draw = DrawOptions(num_inference_steps=steps, guidance_scale=self.guidance_scale)
-        bucket, drawn = processor.plan.bucket(samples), []
-        for start in range(0, len(samples), self.batch_size):
-            chunk = samples[start : start + self.batch_size]
-            filled = [*chunk, *[chunk[-1]] * (self.batch_size - len(chunk))]
-            batch = collate(filled, processor.plan, pad, bucket=bucket)
-            rows = range(start, start + self.batch_size)
-            _, made = generate_media(
-                self.system.model, self.params, batch, options, draw, self.programs, self.drawing, rows, len(chunk)
-            )
-            drawn += [as_bytes(images[0]) if images else None for images in made[PORT]]
-        return drawn
+
+    def _batches(self, samples: Sequence[Sample]) -> Iterator[tuple[Batch, range, int]]:
+        """Batches of one shape, the numbers of their rows, and how many of these are real."""
+        processor, size = self.system.for_features, self.batch_size
+        length = -(-max(map(len, samples)) // 4) * 4
+        bucket = dataclasses.replace(processor.plan.bucket(samples), length=length)
+        for start in range(0, len(samples), size):
+            chunk = samples[start : start + size]
+            filled = [*chunk, *[chunk[-1]] * (size - len(chunk))]
+            batch = collate(filled, processor.plan, self.options.pad_id, bucket=bucket)
+            yield batch, range(start, start + size), len(chunk)
 
     def unconditional(self, count: int, steps: int, seed: int = 0) -> list[np.ndarray]:
         """uint8 pictures of no prompt at all: of signals whose states are zeros, as guidance knows them."""

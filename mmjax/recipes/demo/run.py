@@ -112,7 +112,7 @@ def run_demo(config: Mapping[str, Any], workdir: Path, split: str = "final") -> 
     seeing = Model(system.model.config, params, system.processor, generation=generation(system))
     export_backbone(seeing, workdir / "backbone")
     drawing = learn_to_draw(config, system, params, assets, asker, features, split, workdir, clock.part)
-    scores["draw"], stages = drawing.scores, [*stages, *drawing.stages]
+    scores["draw"], stages = drawing.scores, [*stages, drawing.stage]
     print(table(drawing.scores), flush=True)
     clock.part("saving")
     system = drawing.system

@@ -38,8 +38,8 @@ LIMITS = (
     "Nouns that were never shown are mostly named wrongly; what carries over is the kind of thing.",
     "The pictures are clean 64 px drawings on white. Photographs will be misread.",
     "What is drawn starts from a sketch by linear regression, which the diffusion steps finish: it recombines colours "
-    "and objects that it has seen, and has little idea of what it has not. It was taught to draw what “Draw a …” asks "
-    "for; in other words it is asked in vain.",
+    "and objects that it has seen, and has little idea of what it has not. It was taught with eight wordings of "
+    "requests: what other words ask for is drawn less well.",
 )
 
 
