@@ -156,14 +156,14 @@ def get_config(arg: str = "full") -> dict:
             # Lambda of the regression that the sketch starts from.
             "ridge_penalty": 0.003,
             # Requests at once.
-            "batch_size": 16 if short else 64,
+            "batch_size": 16 if short else 50,
             "steps": 20,
             "guidance_scale": 1.0,
             # Remarks, and as many questions about pictures, that no picture answers; the penalty of large rows.
-            "signals": {"others": 8 if short else 160, "penalty": 1e-3},
+            "signals": {"others": 8 if short else 100, "penalty": 1e-3},
             "stage": {
-                "steps": 4 if short else 500,
-                "batch_size": 8 if short else 128,
+                "steps": 4 if short else 750,
+                "batch_size": 8 if short else 96,
                 "learning_rate": 2e-3,
                 "warmup_steps": 1 if short else 40,
                 "final_fraction": 0.02,
@@ -177,8 +177,8 @@ def get_config(arg: str = "full") -> dict:
                 ),
                 # Some drawings are trained without a prompt, for guidance.
                 "loss_weights": {"drop": 0.1},
-                "log_every": 4 if short else 10,
-                "data": {"kind": "states", "recoloured": 0.5},
+                "log_every": 4 if short else 25,
+                "data": {"recoloured": 0.6},
             },
         },
         "evaluation": {

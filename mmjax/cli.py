@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mmjax.cli_generation import add_drawing, add_sampling, read_generation
 from mmjax.config import ConfigError, nearest
+from mmjax.memory import keep_freed_memory
 
 
 class _Parser(argparse.ArgumentParser):
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args, rest = parser.parse_known_args(sys.argv[1:] if argv is None else list(argv))
     args.overrides = _overrides(args, rest)
+    keep_freed_memory()
     try:
         return args.run(args) or 0
     except KeyboardInterrupt:

@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from mmjax.memory import keep_freed_memory
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tiny programs cost far more to optimise than to run; without LLVM's optimiser the numbers are the same.
 WANTED = {
@@ -28,6 +30,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+keep_freed_memory()
 
 
 @pytest.hookimpl(tryfirst=True)

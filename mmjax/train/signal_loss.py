@@ -49,7 +49,7 @@ class SignalLoss:
     are handed over times that weight: micro-batches count by their text, not by what they draw.
 
     Where every port's targets hold "states" [B, R, K, D], those of its signals, the LLM is frozen and has read the
-    texts already (`mmjax.train.features.cache_predictions`): nothing is read, no token is predicted, and a row weighs 1.
+    texts already (`mmjax.train.features.cache_predictions`): nothing is read, no token is predicted, a row weighs 1.
 
     Attributes:
         text: weight of the text.

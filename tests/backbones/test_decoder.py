@@ -139,3 +139,23 @@ def test_experts_in_both_forms_of_blocks_and_their_routers_logits():
     with pytest.raises(ConfigError, match="router_logits: backbone.moe is None"):
         Decoder(PLAIN).apply({"params": init(PLAIN)}, jnp.zeros((1, 2, 12)), positions[:1, :2], mask[:, :2, :2],
                              router_logits=True)  # fmt: skip
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_new_rows_that_are_not_tied_are_said_by_their_own(bias):
+    config = DecoderConfig(
+        23, 12, 1, 2, 1, 6, 16, tie_embeddings=True, new_tokens=3, untied_new_tokens=True, head_bias=bias
+    )
+    params = init(config)
+    random = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: jnp.asarray(random.normal(size=leaf.shape), jnp.float32), params)
+    hidden = random.normal(size=(2, 4, 12)).astype(np.float32)
+    logits = Decoder(config).apply({"params": params}, hidden, method="logits")
+    old, new = hidden @ params["embed"]["embedding"].T, hidden @ params["lm_head_new"]["kernel"]
+    if bias:
+        old, new = old + params["lm_head"]["bias"], new + params["lm_head_new"]["bias"]
+    np.testing.assert_allclose(logits, np.concatenate([old, new], -1), atol=1e-5)
+    embedded = Decoder(config).apply({"params": params}, np.array([[1, 20, 22]]), method="embed")
+    rows = [params["embed"]["embedding"][1], *params["embed_new"]["embedding"][np.array([0, 2])]]
+    np.testing.assert_array_equal(embedded[0], rows)
+    assert set(params["lm_head"]) == {"bias"} if bias else "lm_head" not in params

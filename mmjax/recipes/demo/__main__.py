@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mmjax.memory import keep_freed_memory
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the demo; returns the exit code."""
@@ -17,6 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--split", choices=("develop", "final"), default="final", help="held-out colours that are asked about"
     )
     args = parser.parse_args(argv)
+    keep_freed_memory()
 
     # Heavy imports wait until the arguments are known to be right.
     from mmjax.configuration import load_config

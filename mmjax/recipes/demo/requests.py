@@ -20,7 +20,7 @@ from mmjax.train.features import Predictions, cache_predictions
 from mmjax.train.new_rows import fit_new_rows
 
 PORT = "image_out"
-# The first one is asked in evaluation, and half of the requests that are read have it.
+# The first one is asked in evaluation, and most of the requests that are read have it.
 WORDINGS = (
     "Draw {}.",
     "Please draw {}.",
@@ -73,9 +73,9 @@ def talk_record(picture: Picture, wording: int = 0) -> dict[str, Any]:
 
 
 def request_records(pictures: Sequence[Picture], random: np.random.Generator) -> list[dict[str, Any]]:
-    """One for each picture, every second in the first wording and the others in any."""
+    """One for each picture, a third of them in other wordings than the first."""
     others = random.integers(1, len(WORDINGS), len(pictures))
-    chosen = np.where(random.random(len(pictures)) < 0.5, others, 0)
+    chosen = np.where(random.random(len(pictures)) < 1 / 3, others, 0)
     return [draw_record(*pair) for pair in zip(pictures, chosen, strict=True)]
 
 
