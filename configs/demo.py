@@ -178,7 +178,7 @@ def get_config(arg: str = "full") -> dict:
                 # Some drawings are trained without a prompt, for guidance.
                 "loss_weights": {"drop": 0.1},
                 "log_every": 4 if short else 25,
-                "data": {"recoloured": 0.6},
+                "data": {"recoloured": 0.7},
             },
         },
         "evaluation": {
