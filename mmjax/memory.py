@@ -22,12 +22,22 @@ def keep_freed_memory() -> bool:
     Nothing is changed where there is no glibc, where the machine has an accelerator that jax may use, or where the
     environment sets glibc's own MALLOC_ variables.
     """
-    if not sys.platform.startswith("linux") or any(name.startswith("MALLOC_") for name in os.environ):
+    if any(name.startswith("MALLOC_") for name in os.environ):
         return False
     only_cpu = os.environ.get("JAX_PLATFORMS", "").lower() == "cpu"
     if not only_cpu and any(glob.glob(pattern) for pattern in _ACCELERATORS):
         return False
-    library = ctypes.CDLL(None)
-    if not hasattr(library, "gnu_get_libc_version"):
-        return False
-    return all([library.mallopt(*option) == 1 for option in _OPTIONS])
+    library = _glibc()
+    return library is not None and all([library.mallopt(*option) == 1 for option in _OPTIONS])
+
+
+def release_memory() -> None:
+    """Hands back what is kept: between two stages, whose temporaries differ in size. Without glibc it does nothing."""
+    library = _glibc()
+    if library is not None:
+        library.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    library = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+    return library if hasattr(library, "gnu_get_libc_version") else None

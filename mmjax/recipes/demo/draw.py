@@ -66,7 +66,7 @@ def learn_to_draw(
         config: the demo's.
         system, params: after the seeing stages.
         assets: the pictures.
-        asker: draws questions, beside which requests are trained.
+        asker: draws questions, which no picture answers.
         features: name of a picture -> features [N, D] of the encoder.
         split: of the held-out pairs that are drawn.
         workdir: for the stages' folders.

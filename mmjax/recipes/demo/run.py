@@ -16,6 +16,7 @@ from PIL import Image
 from mmjax.api import Model
 from mmjax.config import from_dict
 from mmjax.configuration import save_resolved, to_plain
+from mmjax.memory import release_memory
 from mmjax.model import MultimodalLMConfig
 from mmjax.pretrained import from_pretrained
 from mmjax.recipes.demo import evaluate
@@ -52,6 +53,7 @@ class Clock:
 
     def part(self, name: str) -> None:
         """Ends the part before and begins another; "" only ends."""
+        release_memory()
         now = time.perf_counter()
         if self._name:
             self.seconds[self._name] = self.seconds.get(self._name, 0.0) + now - self._since
