@@ -26,7 +26,7 @@ def random_params(config: MLPDenoiserConfig, seed: int = 0):
     random = np.random.default_rng(seed)
     is_box = lambda leaf: hasattr(leaf, "unbox")
     return jax.tree.map(
-        lambda box: jnp.asarray(random.normal(size=box.unbox().shape).astype(np.float32) * 0.3), shapes, is_leaf=is_box
+        lambda box: jnp.asarray(random.normal(size=box.unbox().shape).astype(np.float32) * 0.15), shapes, is_leaf=is_box
     )
 
 
