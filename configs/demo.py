@@ -29,7 +29,7 @@ ABOUT = {
         "input projector": "linear maps and an MLP on pooled features",
         "LLM backbone": "SmolLM2-135M-Instruct",
         "output projector": "linear, a sketch and tokens of 4 signal tokens",
-        "modality generator": "a diffusion MLP (MAR's) over patches",
+        "modality generator": "a diffusion MLP (after MAR's) over patches",
     },
     "run": "make demo, or mmjax demo --workdir DIR",
     "verified": "trained and scored on held-out images by every run: demo_scores.json, report.html",

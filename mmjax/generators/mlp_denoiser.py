@@ -1,7 +1,9 @@
 """A residual MLP that denoises a whole latent as one vector, for latents that are small (Li et al., 2024, "MAR").
 
 No place of the latent is far from another, as none is a token of its own: what must fit together everywhere is drawn
-together, at the price of a first and a last layer as wide as the latent.
+together, at the price of a first and a last layer as wide as the latent. Unlike MAR's, norms inside the blocks have no
+scale and shift of their own, the condition passes an MLP, and MLPs may be wider than what flows: no weights of it are
+read.
 """
 
 import dataclasses

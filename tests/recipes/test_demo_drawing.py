@@ -52,7 +52,7 @@ def asking(drawer, shown):
 
 @pytest.fixture(scope="module")
 def states(drawer, asking):
-    return requests.signal_states(drawer, asking)
+    return requests.request_states(drawer, asking)
 
 
 def sample_of(drawer, picture):
@@ -129,7 +129,7 @@ def test_fitted_rows_say_signals_where_they_are_to_be_said(drawer, shown, asking
     changed = [jax.tree_util.keystr(path) for path, equal in jax.tree.leaves_with_path(same) if not equal]
     assert changed == ["['backbone']['lm_head_new']['kernel']"]
     again = requests.read(drawer, params, [requests.draw_record(picture) for picture in shown], 5)
-    np.testing.assert_allclose(requests.signal_states(drawer, again), states, atol=1e-5)
+    np.testing.assert_allclose(requests.request_states(drawer, again), states, atol=1e-5)
 
 
 def test_states_are_those_of_the_whole_text(drawer, shown, states):

@@ -19,7 +19,7 @@ from mmjax.recipes.demo.drawing import (
 )
 from mmjax.recipes.demo.evaluate import row
 from mmjax.recipes.demo.questions import Asker, name_question
-from mmjax.recipes.demo.requests import other_records, read, request_records, signal_states, with_rows
+from mmjax.recipes.demo.requests import other_records, read, request_records, request_states, with_rows
 from mmjax.recipes.demo.system import System
 from mmjax.train.loop import train_stage
 from mmjax.train.signal_loss import loss_of
@@ -82,7 +82,7 @@ def learn_to_draw(
     talking = other_records(shown, training, asker, own["signals"]["others"], random)
     talking = read(system, system.params, talking, own["batch_size"])
     params = with_rows(system, system.params, (asking, talking), own["signals"]["penalty"])
-    states, latents = signal_states(system, asking), latents_of(system, params, images)
+    states, latents = request_states(system, asking), latents_of(system, params, images)
     params = start_projector(params, states, latents, own["ridge_penalty"])
 
     begins("stage draw")

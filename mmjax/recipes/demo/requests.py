@@ -115,7 +115,7 @@ def read(system: System, params: Any, records: Sequence[Mapping[str, Any]], batc
     return Predictions(found.states[back], found.others[back], found.targets[back], rows[back])
 
 
-def signal_states(system: System, requests: Predictions) -> np.ndarray:
+def request_states(system: System, requests: Predictions) -> np.ndarray:
     """float32 [n, K, D]: states at the signals, of the requests' predictions.
 
     Behind a request is said: the first signal token, ..., the last one, the end; all but the first from a signal.

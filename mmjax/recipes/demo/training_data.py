@@ -65,34 +65,22 @@ def stage_pipeline(
     """
     kind = stage.data["kind"]
     check_choice(f"stage {stage.name!r}: data.kind", kind, ("captions", "questions"))
-    processor = of_one_shape(stage, processor, grouped=kind == "questions")
-    make = MakeSample(kind, processor, pictures, features, asker, stage.seed)
-    records = {
-        name: [{"picture": i} for i, picture in enumerate(pictures) if bool(picture.color) is colored]
-        for name, colored in (("emoji", False), ("recoloured emoji", True))
-    }
-    return endless(stage, make, records, (1 - recoloured, recoloured))
-
-
-def of_one_shape(stage: StageConfig, processor: Processor, grouped: bool = False) -> Processor:
-    """The processor for a stage whose batches all have the "length" and "targets" of its `data`, an item a port."""
-    return dataclasses.replace(
+    # All batches have one shape, with an item a port.
+    processor = dataclasses.replace(
         processor,
         lengths=(stage.data["length"],),
         targets=(stage.data["targets"],),
         items={port: (1,) for port in processor.media_tokens},
         too_long="skip",
-        grouped=grouped,
+        grouped=kind == "questions",
     )
-
-
-def endless(
-    stage: StageConfig, make: Any, records: Mapping[str, Sequence[Mapping[str, Any]]], shares: Sequence[float]
-) -> Pipeline:
-    """Batches without end of what `make` makes of named lists of records, each with its share."""
-    processor, sources = make.processor, [ListSource(some, name) for name, some in records.items()]
+    make = MakeSample(kind, processor, pictures, features, asker, stage.seed)
+    sources = []
+    for name, colored, share in (("emoji", False, 1 - recoloured), ("recoloured emoji", True, recoloured)):
+        records = [{"picture": i} for i, picture in enumerate(pictures) if bool(picture.color) is colored]
+        sources.append((ListSource(records, name), share))
     return make_pipeline(
-        list(zip(sources, shares, strict=True)),
+        sources,
         make,
         processor.plan,
         stage.batch_size,
